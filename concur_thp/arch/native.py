@@ -1,0 +1,205 @@
+"""Native code: LLVM at work, the cache on disk, and the link step that fills the slots.
+
+Each function's object is cached under a digest of everything it was made from: its syntax tree, the inline functions,
+struct layouts, constants and boot parameters it uses, the translator itself, LLVM and the processor. All objects of one
+geometry are also kept as one bundle, keyed by the bytes of every source file, so that a warm start parses nothing.
+"""
+
+import functools
+import hashlib
+import os
+import pickle
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import llvmlite.binding as llvm
+
+from concur_thp.arch import linker, translate
+from concur_thp.arch.linker import SLOTS, Kernel
+from concur_thp.arch.shared import Word
+from concur_thp.config import Param
+
+Progress = Callable[[int, int], None]
+"""Called with (compiled so far, to compile)."""
+
+
+def cache_dir() -> Path:
+    """Where compiled objects are kept: $CONCUR_THP_CACHE, else the user's cache directory."""
+    root = os.environ.get("CONCUR_THP_CACHE") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    path = Path(root).expanduser()
+    return path if "CONCUR_THP_CACHE" in os.environ else path / "concur_thp"
+
+
+@functools.cache
+def _toolchain() -> str:
+    """What every object depends on besides its source."""
+    parts = [f"llvmlite {llvmlite.__version__}", f"python {sys.version_info[:2]}", llvm.get_host_cpu_name(),
+             llvm.get_host_cpu_features().flatten(), llvm.get_process_triple()]
+    for module in (translate, translate.intrinsics, sys.modules[__name__]):
+        parts.append(Path(str(module.__file__)).read_text())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+@functools.cache
+def _target_machine() -> Any:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target = llvm.Target.from_default_triple()
+    return target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(),
+                                        opt=2, reloc="pic", codemodel="large")
+
+
+def symbol_of(source: Kernel, label: str = "") -> str:
+    """The name of one variant's native function in one geometry."""
+    return f"k.{source.unique}.{Param.order}{'.' + label if label else ''}"
+
+
+def compile_object(source: Kernel, symbol: str) -> bytes:
+    """Translate and compile one kernel function to a relocatable object."""
+    unit = translate.Unit(source, symbol)
+    machine = _target_machine()
+    unit.module.triple = machine.triple
+    module = llvm.parse_assembly(str(unit.module))
+    module.verify()
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options.loop_vectorization = False  # accesses are atomic words: nothing to gain, time to lose
+    options.slp_vectorization = False
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
+    return machine.emit_object(module)
+
+
+def _key(source: Kernel, symbol: str) -> str:
+    text = "\n".join([_toolchain(), symbol, *source.digest(set())])
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all: other processes may be reading or writing the same cache."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(data)
+    os.replace(file.name, path)
+
+
+def object_for(source: Kernel, symbol: str = "") -> bytes:
+    """The object of one function, from the cache or compiled now."""
+    symbol = symbol or symbol_of(source)
+    key = _key(source, symbol)
+    path = cache_dir() / "objects" / key[:2] / key
+    try:
+        return path.read_bytes()
+    except OSError:
+        data = compile_object(source, symbol)
+        _write(path, data)
+        return data
+
+
+@functools.cache
+def _engine() -> Any:
+    """One execution engine for the process; it lives as long as the code in it."""
+    _target_machine()
+    module = llvm.parse_assembly("")
+    return llvm.create_mcjit_compiler(module, _target_machine())
+
+
+_declared: set[str] = set()
+
+
+def _declare_symbols() -> None:
+    """Tell LLVM where this process's words and slots are."""
+    symbols: list[tuple[str, int]] = [(w.symbol, w.address) for w in Word.by_name.values()]
+    symbols += [(k.slot_symbol, k.slot_address) for k in Kernel.all]
+    for name, address in symbols:
+        if name not in _declared:
+            llvm.add_symbol(name, address)
+            _declared.add(name)
+
+
+def load(objects: dict[str, bytes]) -> dict[str, int]:
+    """Load objects (symbol -> bytes) into the process; returns the address of each."""
+    _declare_symbols()
+    engine = _engine()
+    for data in objects.values():
+        engine.add_object_file(llvm.ObjectFileRef.from_data(data))
+    engine.finalize_object()
+    return {symbol: engine.get_function_address(symbol) for symbol in objects}
+
+
+_linked: dict[tuple[int, int], int] = {}
+"""(geometry, slot) -> address: a function is loaded once in a process, however many machines it boots."""
+
+
+def link(kernels: Iterable[Kernel] | None = None, progress: Progress | None = None) -> None:
+    """Compile what is not cached, load it, and fill the slots of this process for the geometry in force."""
+    wanted = list(Kernel.all if kernels is None else kernels)
+    fresh = [k for k in wanted if (Param.order, k.slot) not in _linked]
+    if fresh:
+        addresses = load(_objects(fresh, progress))
+        for k in fresh:
+            _linked[Param.order, k.slot] = addresses[symbol_of(k)]
+    for k in wanted:
+        SLOTS[k.slot] = _linked[Param.order, k.slot]
+
+
+def _objects(kernels: list[Kernel], progress: Progress | None) -> dict[str, bytes]:
+    own = [k for k in kernels if k.unique.startswith("concur_thp.")]
+    bundle = cache_dir() / f"bundle-{_bundle_key(own)}"
+    objects: dict[str, bytes] = {}
+    try:
+        objects = pickle.loads(bundle.read_bytes())
+    except (OSError, pickle.UnpicklingError, EOFError):
+        build(own, progress)
+        objects = {symbol_of(k): object_for(k) for k in own}
+        _write(bundle, pickle.dumps(objects))
+    return objects | {symbol_of(k): object_for(k) for k in kernels if k not in set(own)}
+
+
+def _bundle_key(kernels: list[Kernel]) -> str:
+    digest = hashlib.sha256(f"{_toolchain()} {Param.order}".encode())
+    for name in sorted({k.filename for k in kernels} | _package_files()):
+        digest.update(Path(name).read_bytes())
+    for k in kernels:
+        digest.update(k.unique.encode())
+    return digest.hexdigest()[:40]
+
+
+def _package_files() -> set[str]:
+    root = Path(__file__).resolve().parent.parent
+    return {str(path) for path in root.rglob("*.py")}
+
+
+def build(kernels: list[Kernel], progress: Progress | None = None, processes: int | None = None) -> int:
+    """Compile every function that is not cached, spread over processes. Returns how many were compiled."""
+    todo = [k for k in kernels if not _cached(k)]
+    workers = min(processes or os.cpu_count() or 1, len(todo) // 16)
+    if workers < 2:
+        for done, k in enumerate(todo, 1):
+            object_for(k)
+            if progress:
+                progress(done, len(todo))
+        return len(todo)
+    from multiprocess import get_context
+
+    with get_context("fork").Pool(workers) as pool:
+        slots = [k.slot for k in todo]
+        for done, _ in enumerate(pool.imap_unordered(_compile_slot, slots, chunksize=4), 1):
+            if progress:
+                progress(done, len(todo))
+    return len(todo)
+
+
+def _compile_slot(slot: int) -> None:
+    object_for(Kernel.all[slot])
+
+
+def _cached(source: Kernel) -> bool:
+    key = _key(source, symbol_of(source))
+    return (cache_dir() / "objects" / key[:2] / key).exists()
+
+
+__all__ = ["build", "cache_dir", "compile_object", "link", "linker", "load", "object_for", "symbol_of"]

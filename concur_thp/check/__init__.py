@@ -1,0 +1,1 @@
+"""Reads everything, changes nothing: invariants, audit, data oracle, dumps."""

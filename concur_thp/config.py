@@ -1,0 +1,95 @@
+"""Sizes, switches, and how they relate. The kernel is pinned here: every name and step is Linux v4.20's.
+
+A `Param` is a number that is fixed when a machine is linked (the order of a huge page and all that follows from it).
+Kernel functions use it like a constant; native code has it as one.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+KERNEL_TAG = "v4.20"
+
+PAGE_SHIFT = 12
+PAGE_SIZE = 1 << PAGE_SHIFT
+FRAME_WORDS = 8
+"""Words of content that stand for the 4 KiB of a frame, so that copies are real copies."""
+NR_CPUS = 32
+"""Most CPUs a machine can have; sizes the per-CPU arrays."""
+DEFAULT_ORDER = 9
+ORDERS = range(2, 10)
+"""Huge page orders a machine can be booted with: 9 is x86-64's, 3 keeps exhaustive exploration small."""
+
+
+class Param:
+    """A boot parameter. Behaves as an int (of the geometry now in force) when code runs as plain Python."""
+
+    order = DEFAULT_ORDER
+
+    def __init__(self, name: str, value: Callable[[int], int]):
+        self.name, self.value = name, value
+
+    def __int__(self) -> int:
+        return self.value(Param.order)
+
+    __index__ = __int__
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __repr__(self) -> str:
+        return f"<{self.name}={int(self)}>"
+
+
+def _number_operators(cls: type) -> None:
+    """Give `cls` the arithmetic of the int it stands for."""
+
+    def forward(function: Callable[[int, int], int]) -> Callable[[Any, Any], Any]:
+        return lambda self, other: function(int(self), int(other))
+
+    def backward(function: Callable[[int, int], int]) -> Callable[[Any, Any], Any]:
+        return lambda self, other: function(int(other), int(self))
+
+    for name in ("add", "sub", "mul", "floordiv", "mod", "and_", "or_", "xor", "lshift", "rshift"):
+        plain = name.strip("_")
+        setattr(cls, f"__{plain}__", forward(getattr(operator, name)))
+        setattr(cls, f"__r{plain}__", backward(getattr(operator, name)))
+    for name in ("lt", "le", "eq", "ne", "gt", "ge"):
+        setattr(cls, f"__{name}__", forward(getattr(operator, name)))
+    for name in ("neg", "invert"):
+        setattr(cls, f"__{name}__", (lambda f: lambda self: f(int(self)))(getattr(operator, name)))
+    cls.__bool__ = lambda self: bool(int(self))  # type: ignore[attr-defined]
+
+
+_number_operators(Param)
+
+HPAGE_PMD_ORDER: Any = Param("HPAGE_PMD_ORDER", lambda order: order)
+HPAGE_PMD_NR: Any = Param("HPAGE_PMD_NR", lambda order: 1 << order)
+PTRS_PER_PTE: Any = Param("PTRS_PER_PTE", lambda order: 1 << order)
+PMD_SHIFT: Any = Param("PMD_SHIFT", lambda order: PAGE_SHIFT + order)
+PMD_SIZE: Any = Param("PMD_SIZE", lambda order: PAGE_SIZE << order)
+PMD_MASK: Any = Param("PMD_MASK", lambda order: ~((PAGE_SIZE << order) - 1))
+HPAGE_PMD_SIZE: Any = Param("HPAGE_PMD_SIZE", lambda order: PAGE_SIZE << order)
+HPAGE_PMD_MASK: Any = Param("HPAGE_PMD_MASK", lambda order: ~((PAGE_SIZE << order) - 1))
+
+
+def upper_bits(order: int) -> int:
+    """Index bits of each table above the PTE level: x86-64's nine, fewer on small geometries so snapshots are small."""
+    return 9 if order == 9 else 6
+
+
+UPPER_BITS: Any = Param("UPPER_BITS", upper_bits)
+PTRS_PER_UPPER: Any = Param("PTRS_PER_UPPER", lambda order: 1 << upper_bits(order))
+PUD_SHIFT: Any = Param("PUD_SHIFT", lambda order: PAGE_SHIFT + order + upper_bits(order))
+PGDIR_SHIFT: Any = Param("PGDIR_SHIFT", lambda order: PAGE_SHIFT + order + 2 * upper_bits(order))
+TASK_SIZE: Any = Param("TASK_SIZE", lambda order: 1 << (PAGE_SHIFT + order + 3 * upper_bits(order) - 1))
+TABLE_WORDS: Any = Param("TABLE_WORDS", lambda order: max(1 << order, 1 << upper_bits(order)))
+"""Entries that the storage of one table page has room for."""
+MAX_ORDER: Any = Param("MAX_ORDER", lambda order: order + 2)
+"""Free areas of the buddy allocator: orders 0 .. MAX_ORDER-1 (11 on x86-64)."""
+pageblock_order: Any = Param("pageblock_order", lambda order: order)
+pageblock_nr_pages: Any = Param("pageblock_nr_pages", lambda order: 1 << order)
+
+PAGE_MASK = ~(PAGE_SIZE - 1)
+
+assert upper_bits(9) == 9 and PAGE_SHIFT + 9 + 27 == 48, "order 9 is x86-64: 48-bit addresses"

@@ -1,0 +1,1 @@
+"""The emulated kernel, one module per Linux file (v4.20)."""

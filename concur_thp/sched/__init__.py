@@ -1,0 +1,1 @@
+"""Who moves next: free and chaos runs."""

@@ -1,0 +1,1 @@
+"""Locks built from the atomics of `arch`, and lockdep over all of them."""

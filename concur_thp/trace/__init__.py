@@ -1,0 +1,1 @@
+"""Event rings, read: the merged story of all CPUs."""

@@ -1,0 +1,1 @@
+"""Recordings of real programs: `perf script` text in, one program per task out."""
