@@ -34,8 +34,10 @@ class Source:
     """A kernel or inline function as the translator sees it."""
 
     inline = False
+    every: list["Source"] = []
 
     def __init__(self, function: Callable[..., Any]):
+        Source.every.append(self)
         assert isinstance(function, types.FunctionType)
         functools.update_wrapper(self, function)
         self.function = function
@@ -201,7 +203,8 @@ def interpreted() -> Iterator[None]:
 def texts() -> dict[int, str]:
     """Number of each message in kernel code -> the message."""
     found = {}
-    for source in [*Kernel.all]:
+    for source in Source.every:
+        found[intrinsics.text_id(source.name)] = source.name
         for node in ast.walk(source.tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found[intrinsics.text_id(node.value)] = node.value

@@ -9,7 +9,7 @@ an atomic field yields a reference whose methods are real atomics: `page._refcou
 in native code and an instance of the class here, when code runs as ordinary Python (sound for one CPU).
 
 Guards are words of a closed list: `const` (set at boot), `init` (set before publication), `atomic`, `cpu` (only its own
-CPU), or the name of a lock class; `a+b` means either to read, both to write.
+CPU), `owner` (only who holds the lock it is part of), or the name of a lock class; `a+b` means either to read, both to write.
 """
 
 import ctypes

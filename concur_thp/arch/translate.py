@@ -25,6 +25,7 @@ I64, I1 = ir.IntType(64), ir.IntType(1)
 INT, BOOL, VOID = "int", "bool", "void"
 ORDER = {"load": "acquire", "read": "monotonic", "store": "release", "write": "monotonic"}
 RMW = {"add": "add", "sub": "sub", "or_": "or", "and_": "and", "xchg": "xchg"}
+PYTHON = {"int": int, "bool": bool, "min": min, "max": max}
 COMPARE = {ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Is: "==",
            ast.IsNot: "!="}
 
@@ -71,9 +72,17 @@ class Function:
     def emit(self) -> None:
         for name, value in zip(self.source.parameters, self.target.args, strict=True):
             self._bind(name, Value(value, self.source.parameters[name]))
+        self._say_where()
         self._block(self.source.tree.body)
         if not self.builder.block.is_terminated:
             self.builder.ret(I64(0))
+
+    def _say_where(self) -> None:
+        """Kernel functions leave their name in `cpu.func`, so that a report can say where a CPU is."""
+        kind = next(iter(self.source.parameters.values()), INT)
+        if not self.source.inline and kind is not INT and "func" in kind.FIELDS:
+            address = self._offset(self.target.args[0], kind.FIELDS["func"].offset)
+            self._store_word(address, I64(intrinsics.text_id(self.source.name)), 8, "monotonic")
 
     def _fail(self, node: ast.AST, message: str) -> TranslateError:
         line = self.source.first_line + getattr(node, "lineno", 1) - 1
@@ -266,6 +275,8 @@ class Function:
     def _global(self, node: ast.Name, default: Any = ...) -> Any:
         if node.id in self.namespace:
             return self.namespace[node.id]
+        if node.id in PYTHON:
+            return PYTHON[node.id]
         if default is ...:
             raise self._fail(node, f"unknown name {node.id}")
         return default
@@ -463,9 +474,9 @@ class Function:
         if callee in (int, bool):
             value = self._int(node.args[0])
             return Value(value, INT) if callee is int else Value(self.builder.icmp_signed("!=", value, I64(0)), BOOL)
-        if callee in (min, max) or (isinstance(node.func, ast.Name) and node.func.id in ("min", "max")):
+        if callee in (min, max):
             a, b = (self._int(arg) for arg in node.args)
-            sign = "<" if ast.unparse(node.func) == "min" else ">"
+            sign = "<" if callee is min else ">"
             return Value(self.builder.select(self.builder.icmp_signed(sign, a, b), a, b), INT)
         if isinstance(callee, type) and issubclass(callee, Struct):
             return Value(self._int(node.args[0]), callee)

@@ -42,6 +42,8 @@ def in_children(job: Callable[[], list[float]], processes: int, seconds: float =
             answer.send(job())
         except NotHere as why:
             answer.send(why)
+        except OSError as why:
+            answer.send(NotHere(str(why)))
         except Exception as error:
             answer.send(EmulatorError(f"a bench row is broken: {type(error).__name__}: {error}"))
 

@@ -1,9 +1,9 @@
 """The bench rows measured on the running Linux kernel: ns per operation, from an ordinary program.
 
-Every row runs in a child process of its own, on regions of its own, asks for huge pages with madvise (no sysfs
-switch is written), and proves from smaps, the fault count or vmstat that the kernel did what the row says. What
-the program adds (the call, the loop, the store) is measured beside it and subtracted. A row that cannot be
-measured here says why.
+Every row runs in a child process of its own, on regions of its own, asks for huge pages with madvise (no
+sysfs switch is written), and proves from smaps, the fault count or vmstat that the kernel did what the row
+says. What the program adds (the call, the loop, the store) is measured beside it and subtracted. A row that
+cannot be measured here says why.
 """
 
 import ctypes
@@ -23,7 +23,6 @@ from stress.bench.children import Measured, NotHere, check_counts, measured
 
 PAGE = 4096
 HPAGE = 2 << 20
-PAGES_PER_HPAGE = HPAGE // PAGE
 
 MADV_DONTNEED, MADV_DONTFORK, MADV_DOFORK = 4, 10, 11
 MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_COLLAPSE = 14, 15, 25
@@ -33,7 +32,6 @@ ADVICE_NAMES = {14: "MADV_HUGEPAGE", 15: "MADV_NOHUGEPAGE", 25: "MADV_COLLAPSE"}
 #: microseconds whatever is mapped, and a huge pmd well under one, so that row needs many more.
 SAMPLE_HPAGES = 8
 FORK_HPAGES = 256
-
 
 # --- the system calls ---
 
@@ -56,7 +54,7 @@ class Region:
     """Anonymous private memory, 2 MiB aligned, between two PROT_NONE guards so that its VMA never merges."""
 
     def __init__(self, hpages: int, *, huge: bool) -> None:
-        self.hpages, self.length, self.huge = hpages, hpages * HPAGE, huge
+        self.hpages, self.length = hpages, hpages * HPAGE
         self.step = HPAGE if huge else PAGE
         self._mapped = self.length + 2 * HPAGE
         got = _libc.mmap(None, self._mapped, _PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
@@ -116,20 +114,25 @@ def _need_thp() -> None:
 
 
 def _need_memory(wanted: int) -> None:
-    available = os.sysconf("SC_AVPHYS_PAGES") * PAGE
+    available = _proc_figure("/proc/meminfo", "MemAvailable:") << 10
     if available < wanted:
-        raise NotHere(f"{available >> 20} MiB of memory are free and the row wants {wanted >> 20}")
+        raise NotHere(f"{available >> 20} MiB of memory are available and the row wants {wanted >> 20}")
 
 
 def _faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
+def _proc_figure(path: str, name: str) -> int:
+    for line in Path(path).read_text().splitlines():
+        word, figure = line.split()[:2]
+        if word == name:
+            return int(figure)
+    raise NotHere(f"{path} has no {name}, which the row needs")
+
+
 def _split_pmds() -> int:
-    for line in Path("/proc/vmstat").read_text().splitlines():
-        if line.startswith("thp_split_pmd "):
-            return int(line.split()[1])
-    raise NotHere("/proc/vmstat has no thp_split_pmd, so a pmd split cannot be proven")
+    return _proc_figure("/proc/vmstat", "thp_split_pmd")
 
 
 def _ns(call: Callable[..., object], *args: Any) -> int:
@@ -199,7 +202,7 @@ def _protect_one_page_each(region: Region) -> None:
 
 
 def split_huge_pmd(rounds: int) -> list[float]:
-    """mprotect of one small page in each huge page, less the same mprotect where all pages are small already."""
+    """mprotect of one small page in each huge page, less the same where all pages are small already."""
     _need_thp()
 
     def one() -> float:
@@ -264,7 +267,7 @@ def collapse(rounds: int) -> list[float]:
 
 
 def user_store_tlb_hit(rounds: int) -> list[float]:
-    """One store per cache line of two mapped pages, again and again; two lengths, so that the call drops out."""
+    """One store per cache line of two mapped pages, over and over; two lengths, so the call drops out."""
     pages, short, long = 2, 64, 576
     with Region(1, huge=False) as region:
         words = region.bytes[: pages * PAGE].view(np.uint64)
@@ -307,4 +310,8 @@ def measure(name: str, processes: int = 1, rounds: int = 30) -> Measured:
         return Measured(name, None, None, NOT_FOR_PROGRAMS[name])
     if name not in ROWS:
         raise Misuse(f"no bench row {name!r}; pass one of {', '.join([*NOT_FOR_PROGRAMS, *ROWS])}")
+    if mmap.PAGESIZE != PAGE:
+        return Measured(
+            name, None, None, f"pages are {mmap.PAGESIZE} bytes here and the rows are about {PAGE}"
+        )
     return measured(name, lambda: ROWS[name](rounds), processes)

@@ -1,7 +1,7 @@
 """The lock rows of the bench done with `multiprocess.Lock`: ns per acquire and release, alone or contended.
 
-With two or more processes they share one lock and meet before each sample, so that every sample is contended; a
-sample is then the wall time one process needed per pair, its waiting included.
+With two or more processes they share one lock and meet before each sample, so that every sample is contended;
+a sample is then the wall time one process needed per pair, its waiting included.
 """
 
 import time

@@ -1,0 +1,85 @@
+"""bug(): a rule of the emulated kernel was broken. Report, set `panicked`, stop for good.
+
+Nothing unwinds through kernel functions: a native CPU that calls bug() never returns from it. Everybody else sees
+`panicked` in their spins and waits and parks too; the launcher reads the report and ends the processes. As plain
+Python, bug() raises KernelBug instead.
+"""
+
+from typing import Any
+
+from concur_thp.arch.builtins import NATIVE
+from concur_thp.arch.cpu import Cpu, CpuState
+from concur_thp.arch.futex import nap
+from concur_thp.arch.linker import Kernel, inline, kernel
+from concur_thp.arch.system import system
+from concur_thp.errors import KernelBug
+
+CPU_PARKED = int(CpuState.PARKED)
+
+
+def unwind() -> None:
+    """Leave kernel code, if it runs as plain Python; native code has no such way out and parks."""
+    if Kernel.interpreting or not bug.address:
+        raise KernelBug(describe_bug())
+
+
+NATIVE[unwind] = lambda builder, args: None
+
+
+def describe_bug() -> str:
+    """The report in the segment, as one line."""
+    from concur_thp.arch.linker import texts
+
+    def name(number: int) -> str:
+        return texts().get(number, f"text {number:#x}")
+
+    where = name(system.bug_func) if system.bug_func else "user code"
+    return f"{name(system.bug_text)} (values {system.bug_a:#x}, {system.bug_b:#x}) in {where} on cpu {system.bug_cpu}"
+
+
+@kernel
+def bug(cpu: Cpu, text: int, a: int, b: int):
+    """Report a broken rule and stop the machine; the first report wins.
+
+    Context: anywhere. Never returns in native code.
+    Linux: BUG(), panic()
+    Differs: other CPUs notice by themselves, there is no stop IPI.
+    """
+    if system.panicked.cas(0, 1) == 0:
+        system.bug_cpu = cpu.id
+        system.bug_text = text
+        system.bug_func = cpu.func
+        system.bug_a = a
+        system.bug_b = b
+        system.bug_done.store(1)
+    park_for_good(cpu)
+
+
+@kernel
+def park_for_good(cpu: Cpu):
+    """Stay out of everybody's way until the launcher ends this process.
+
+    Context: anywhere. Never returns in native code.
+    Emulator: the end of every CPU once `panicked` is set.
+    """
+    cpu.state.store(CPU_PARKED)
+    unwind()
+    while True:
+        nap()
+
+
+@inline
+def panic_check(cpu: Cpu):
+    """In every spin and wait: stop here when the machine has panicked."""
+    if system.panicked.read() != 0:
+        park_for_good(cpu)
+
+
+@inline
+def bug_on(cpu: Cpu, condition: int, text: int, a: int, b: int):
+    """VM_BUG_ON: stop the machine when `condition` holds."""
+    if condition:
+        bug(cpu, text, a, b)
+
+
+__all__: list[Any] = ["bug", "bug_on", "describe_bug", "panic_check", "park_for_good"]

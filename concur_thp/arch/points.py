@@ -1,0 +1,65 @@
+"""Named places in kernel code where a CPU says where it stands, and where a scheduler may hold it.
+
+Points sit at every lock operation and at the places where a race of Appendix B is decided. When nobody listens a point
+is one store and one untaken branch.
+"""
+
+from enum import IntEnum
+
+
+class Point(IntEnum):
+    """Where a CPU is. The comment says what has just happened or is about to."""
+
+    NONE = 0
+    USER = 1  # outside the kernel
+    SPIN_LOCK = 2  # about to take a spinlock
+    SPIN_UNLOCK = 3  # just released a spinlock
+    DOWN_READ = 4  # about to take a rwsem for reading
+    UP_READ = 5
+    DOWN_WRITE = 6
+    UP_WRITE = 7
+    LOCK_PAGE = 8  # about to take a page lock
+    UNLOCK_PAGE = 9
+    FAULT_ENTRY = 20  # handle_mm_fault: the pmd has not been read yet
+    HUGE_FAULT_CLEARED = 21  # the huge page is ready, pmd ptl not yet taken
+    HUGE_FAULT_LOCKED = 22  # pmd ptl held, pmd about to be tested
+    PTE_FAULT_ALLOCATED = 23  # a small page is ready, ptl not yet taken
+    PTE_FAULT_LOCKED = 24
+    WP_HUGE_COPIED = 25  # huge COW: copy made, pmd ptl not yet retaken
+    WP_HUGE_FLUSHED = 26  # huge COW: old entry cleared and flushed, new one not yet set
+    WP_PTE_COPIED = 27
+    WP_PTE_FLUSHED = 28
+    REUSE_TEST = 29  # page lock held, mapcounts about to be summed
+    SPLIT_PMD_ENTRY = 30  # __split_huge_pmd: before the pmd ptl
+    SPLIT_PMD_INVALIDATED = 31  # present bit off and flushed, ptes not yet written
+    SPLIT_PMD_REFS = 32  # references and mapcounts moved, table not yet visible
+    SPLIT_PMD_POPULATED = 33
+    ZAP_PMD_LOOKED = 40  # zap_pmd_range: pmd was read without the lock
+    ZAP_HUGE_CLEARED = 41  # zap_huge_pmd: pmd taken down, ptl still held
+    ZAP_PTE_CLEARED = 42
+    ZAP_FLUSHED = 43  # tlb_finish_mmu: flushed, pages not yet put
+    FORK_VMA_LINKED = 50  # child vma in the rmap trees, no entry copied yet
+    FORK_PMD_LOCKED = 51  # both pmd ptls held
+    FORK_BEFORE_FLUSH = 52  # everything copied, parent's TLBs not yet flushed
+    MREMAP_CLEARED = 60  # source entry taken down, destination not yet set
+    MREMAP_SET = 61  # destination set, not yet flushed
+    MPROTECT_INVALIDATED = 62
+    MADV_FREE_LOCKED = 63
+    MUNMAP_UNLINKED = 64  # vmas out of the tree, nothing zapped yet
+    COLLAPSE_UNLOCKED = 70  # mmap_sem released, allocating
+    COLLAPSE_WRITE = 71  # mmap_sem held for write, revalidated
+    COLLAPSE_ANON_VMA = 72
+    COLLAPSE_FLUSHED = 73  # pmd none and flushed, ptes not yet looked at
+    COLLAPSE_ISOLATED = 74  # all source pages locked and isolated
+    COLLAPSE_COPIED = 75
+    COLLAPSE_DONE = 76
+    SCAN_PMD = 77  # khugepaged_scan_pmd: mmap_sem read held
+    EXIT_MMAP = 80  # mm_users is 0, nothing unmapped yet
+    KHUGEPAGED_EXIT = 81
+    ANON_VMA_PREPARE = 82
+    TLB_FLUSH = 90  # entry changed, request not yet sent
+    TLB_FLUSHED = 91  # all acks seen
+    PUT_PAGE_ZERO = 92  # the last reference is gone, page not yet freed
+    HUGE_ZERO_GET = 93
+    DEFERRED_SPLIT_QUEUE = 94
+    HUNG = 127  # set by nobody: the watcher's word for "did not move"
