@@ -5,8 +5,12 @@ Kernel functions use it like a constant; native code has it as one.
 """
 
 import operator
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
+
+from concur_thp.errors import Misuse
 
 KERNEL_TAG = "v4.20"
 
@@ -93,3 +97,64 @@ pageblock_nr_pages: Any = Param("pageblock_nr_pages", lambda order: 1 << order)
 PAGE_MASK = ~(PAGE_SIZE - 1)
 
 assert upper_bits(9) == 9 and PAGE_SHIFT + 9 + 27 == 48, "order 9 is x86-64: 48-bit addresses"
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """How big a machine is. Sizes in bytes; everything is checked here, before any memory is taken."""
+
+    cpus: int = 2
+    memory: int = 256 << 20
+    order: int = DEFAULT_ORDER
+    kernelcore: int = 0
+    """Memory for anything; what is beyond it takes movable pages only (ZONE_MOVABLE). 0: no such zone."""
+    mms: int = 64
+    vmas: int = 16384
+    max_map_count: int = 8192
+    files: int = 1024
+    file_pages: int = 65536
+    rows: int = 0
+    """Rows of the programs to run (recordings)."""
+    tasks: int = 0
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.cpus <= NR_CPUS:
+            raise Misuse(f"--cpus {self.cpus}: a machine has 1 to {NR_CPUS} CPUs")
+        if self.order not in ORDERS:
+            raise Misuse(f"--order {self.order}: pass {ORDERS[0]} to {ORDERS[-1]} (9 is x86-64's huge page)")
+        block = PAGE_SIZE << (self.order + 1)
+        least = max(16 * block, 1 << 20)
+        if self.memory < least:
+            raise Misuse(f"--memory {self.memory}: with --order {self.order} pass at least {least} bytes ({size_text(least)})")
+        if self.memory > 1 << 40:
+            raise Misuse(f"--memory {self.memory}: pass at most 1T")
+        if self.kernelcore and not block <= self.kernelcore <= self.memory:
+            raise Misuse(f"kernelcore {self.kernelcore}: pass {block} to {self.memory} bytes, or nothing")
+
+    @property
+    def frames(self) -> int:
+        """Frames of emulated memory: whole blocks of the buddy allocator's largest order."""
+        block = 1 << (self.order + 1)
+        return self.memory // PAGE_SIZE // block * block
+
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def parse_size(text: str | int) -> int:
+    """'64M' -> 67108864. Plain numbers are bytes; K, M, G and T are powers of 1024."""
+    if isinstance(text, int):
+        return text
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
+    if not match:
+        raise Misuse(f"size {text!r}: pass a number with K, M, G or T behind it, such as 512M")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def size_text(size: int) -> str:
+    """67108864 -> '64M'."""
+    for unit in ("T", "G", "M", "K"):
+        if size and size % _UNITS[unit] == 0:
+            return f"{size // _UNITS[unit]}{unit}"
+    return str(size)

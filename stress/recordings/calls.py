@@ -1,8 +1,8 @@
-"""Pairs sys_enter with sys_exit lines and puts what happened to memory into the order in which it took effect.
+"""Pairs sys_enter with sys_exit lines and puts what happened to memory in the order in which it took effect.
 
-A call that gives memory away (munmap, MADV_DONTNEED, execve) has taken effect somewhere after its enter line, one that
-obtains some (mmap, brk, mremap, mprotect) before its exit line. Placed there, no other task's line in between can
-contradict it.
+A call that gives memory away (munmap, MADV_DONTNEED, execve) has taken effect somewhere after its enter line,
+one that obtains some (mmap, brk, mremap, mprotect) before its exit line. Placed there, no other task's line
+in between can contradict it.
 """
 
 from collections import Counter
@@ -118,7 +118,7 @@ def _in_user_space(call: str, args: tuple[int, ...]) -> bool:
     if call == "brk":
         return args[1] < TASK_SIZE
     areas = [(args[0], args[1])] + ([(args[3], args[2])] if call == "mremap" else [])
-    return all(a % PAGE_SIZE == 0 and 0 < size and a + size <= TASK_SIZE for a, size in areas)
+    return all(a % PAGE_SIZE == 0 and size > 0 and a + size <= TASK_SIZE for a, size in areas)
 
 
 def _mmap(args: tuple[int, ...], result: int) -> tuple[int, ...]:
@@ -138,7 +138,8 @@ CALLS: dict[str, Callable[[tuple[int, ...], int], tuple[int, ...]]] = {
 
 
 def _children(events: list[Event]) -> dict[int, tuple[int, int, int]]:
-    """For each fork line: the child's pid (0 if it never ran), its exec or exit line, the parent's next line."""
+    """For each fork line: the child's pid (0: it never ran), when it has left the mm, the parent's next
+    line."""
     pid_of: dict[int, int] = {}
     gone_at: dict[int, int] = {}
     next_line: dict[int, int] = {}
@@ -151,9 +152,9 @@ def _children(events: list[Event]) -> dict[int, tuple[int, int, int]]:
                 gone_at.pop(child, 0),
                 next_line.get(event.tid, 0),
             )
-        elif event.name in ("sched_process_exec", "sched_process_exit"):
-            gone_at[event.tid] = event.line
-        elif event.name == "sys_enter_execve" and next_line.get(event.tid) == gone_at.get(event.tid):
+        elif event.name in ("sched_process_exec", "sched_process_exit") or (
+            event.name == "sys_enter_execve" and next_line.get(event.tid) == gone_at.get(event.tid)
+        ):
             gone_at[event.tid] = event.line
         pid_of[event.tid] = event.pid
         next_line[event.tid] = event.line
@@ -161,7 +162,8 @@ def _children(events: list[Event]) -> dict[int, tuple[int, int, int]]:
 
 
 def _fork_kind(fork: Event, enter: Event | None, child: tuple[int, int, int]) -> int:
-    """clone3 prints no flags: a thread runs under its parent's pid, and a vfork parent waits for the child's exec."""
+    """clone3 prints no flags: a thread has its parent's pid, and a vfork parent waits for the child's
+    exec."""
     child_pid, gone_at, parent_next = child
     call = enter.name.removeprefix("sys_enter_") if enter else ""
     if call == "vfork":

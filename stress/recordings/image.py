@@ -1,8 +1,8 @@
-"""Works out the mappings execve made, which no line of a recording prints, from the faults and mprotects that hit them.
+"""Works out the mappings execve made, which no line prints, from the faults and mprotects that hit them.
 
-Neighbouring addresses that belong to no recorded mapping become one mapping: the program and the dynamic linker private
-file mappings, readable or writable as they were used, the highest written ones the stack. None covers a place where
-a recorded mapping ever was.
+Neighbouring addresses that belong to no recorded mapping become one mapping: the program and the dynamic
+linker private file mappings, readable or writable as they were used, the highest written ones the stack. None
+covers a place where a recorded mapping ever was.
 """
 
 from collections.abc import Iterable, Iterator
@@ -41,8 +41,8 @@ class Mapping:
 class Image:
     """What one execve mapped, for its mm and all forked from it: first the evidence, then the mappings.
 
-    `heap_start` is what the first brk() returned, 0 if there was none. `recorded` holds every place a recorded call
-    ever mapped, `used` how each page outside of them was touched.
+    `heap_start` is what the first brk() returned, 0 if there was none. `recorded` holds every place a
+    recorded call ever mapped, `used` how each page outside of them was touched.
     """
 
     heap_start: int = 0

@@ -1,4 +1,4 @@
-"""What the rows of a program do to the VMAs of their mm. The planner, its check and the fault count all run this."""
+"""What the rows of a program do to the VMAs of their mm. Planner, check and fault count all run this."""
 
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Self
@@ -21,7 +21,7 @@ Row = Sequence[int]
 
 
 class Layout:
-    """The VMAs and the break of one mm. `cut`, `zap`, `move` and `place` are hooks for whoever counts pages."""
+    """The VMAs and the break of one mm. The public methods below `apply` are hooks for a model of pages."""
 
     def __init__(self, heap_start: int = 0) -> None:
         self.space = AddressSpace()
@@ -49,6 +49,9 @@ class Layout:
 
     def place(self, vma: Vma) -> None:
         """`vma` is new or has changed: it may merge with its neighbours."""
+
+    def exit(self) -> None:
+        """The last task has left this mm."""
 
     def _unmap(self, start: int, end: int) -> None:
         self.cut(start)

@@ -1,19 +1,20 @@
-"""A model of who faults: the pages of each mm as Linux maps them, small or huge, with nothing running concurrently.
+"""A model of who faults: the pages of each mm as Linux maps them, small or huge, with nothing running
+concurrently.
 
-What decides between a huge and a small fault is the VMA at that moment: its extent after merging with its neighbours,
-its flags and advice, and whether a page table already hangs where the huge page would go.
+What decides between a huge and a small fault is the VMA at that moment: its extent after merging with its
+neighbours, its flags and advice, and whether a page table already hangs where the huge page would go.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from concur_thp.ops import Op
 from stress.recordings.calls import PAGE_SHIFT
 from stress.recordings.layout import MADV_NOHUGEPAGE, Layout
+from stress.recordings.run import Programs, Touch, run
 from stress.recordings.vmas import MAP_ANONYMOUS, MAP_GROWSDOWN, MAP_SHARED, MAP_STACK, Vma
 
 BLOCK_SHIFT = 21
@@ -22,14 +23,15 @@ BLOCK_SIZE = 1 << BLOCK_SHIFT
 
 MAP_NORESERVE = 0x4000
 MERGE_FLAGS = MAP_SHARED | MAP_ANONYMOUS | MAP_GROWSDOWN | MAP_NORESERVE
-"""The mmap flags that become VMA flags, in which VMAs that merge must agree. An anon_vma below 0 came with a fork: its
-VMA merges with none but its own parts."""
+"""The mmap flags that become VMA flags, in which VMAs that merge must agree. An anon_vma below 0 came with a
+fork: its VMA merges with none but its own parts."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Where kernels differ: `stack_flag` makes MAP_STACK VMAs small, `cow_splits` makes a write to a shared huge page
-    split it rather than copy it, `frees_tables` lets MADV_DONTNEED of a whole block free its page table."""
+    """Where kernels differ: `stack_flag` makes MAP_STACK VMAs small, `cow_splits` makes a write to a shared
+    huge page split it rather than copy it, `frees_tables` lets MADV_DONTNEED of a whole block free its page
+    table."""
 
     stack_flag: bool
     cow_splits: bool
@@ -49,10 +51,8 @@ class Huge:
 
 
 class PageModel(Layout):
-    """One mm. `pages` and `huge` map to writable or not; a block in `tables` has a page table and stays small.
-
-    `cached` are the pages that are page cache and `split` the blocks whose huge page was split: they only matter for
-    counting frames. `owner` is the task the mm was made for.
+    """One mm. `pages` and `huge` map to writable or not; a block in `tables` has a page table and stays
+    small.
     """
 
     def __init__(self, heap_start: int = 0, thp: bool = True, rules: Rules = LINUX_6_18) -> None:
@@ -64,9 +64,6 @@ class PageModel(Layout):
         self.folios: dict[int, Huge] = {}
         self.tables: set[int] = set()
         self.anon_vmas = 0
-        self.split: set[int] = set()
-        self.cached: set[int] = set()
-        self.owner = -1
 
     def copy(self) -> Self:
         twin = super().copy()
@@ -79,8 +76,6 @@ class PageModel(Layout):
             for page in self._pages_in(first, last):
                 self.pages[page] = twin.pages[page] = self.pages[page] and shared
                 twin.tables.add(page // PAGES)
-                if page in self.cached:
-                    twin.cached.add(page)
         for block, folio in self.folios.items():
             self.huge[block] = twin.huge[block] = False
             twin.folios[block] = folio
@@ -113,17 +108,7 @@ class PageModel(Layout):
         else:
             self.pages[page] = write
             self.tables.add(block)
-            if vma.file and (vma.flags & MAP_SHARED or not write):
-                self.cached.add(page)
-            else:
-                self.cached.discard(page)
         return True
-
-    def frames(self) -> int:
-        """At most this many frames besides page cache. A split huge page counts again: it is given back only when no part is mapped."""
-        tables = len(self.tables) + len(self.huge)
-        huge = len(self.huge) + len(self.split)
-        return len(self.pages) - len(self.cached) + huge * PAGES + tables
 
     def exit(self) -> None:
         for folio in self.folios.values():
@@ -161,7 +146,6 @@ class PageModel(Layout):
         writable = self.huge.pop(block)
         self.folios.pop(block).sharers -= 1
         self.tables.add(block)
-        self.split.add(block)
         for page in range(block * PAGES, (block + 1) * PAGES):
             self.pages[page] = writable
 
@@ -173,12 +157,9 @@ class PageModel(Layout):
     def zap(self, start: int, end: int, unmapped: bool) -> None:
         for page in self._pages_in(start >> PAGE_SHIFT, end >> PAGE_SHIFT):
             del self.pages[page]
-            self.cached.discard(page)
-        for block in range(start >> BLOCK_SHIFT, (end + BLOCK_SIZE - 1) >> BLOCK_SHIFT):
+        for block in self._blocks_in(start, end):
             low, high = block << BLOCK_SHIFT, (block + 1) << BLOCK_SHIFT
             whole = start <= low and high <= end
-            if whole:
-                self.split.discard(block)
             if whole and block in self.huge:
                 del self.huge[block]
                 self.folios.pop(block).sharers -= 1
@@ -238,6 +219,13 @@ class PageModel(Layout):
         self.anon_vmas += 1
         vma.anon_vma = self.anon_vmas
 
+    def _blocks_in(self, start: int, end: int) -> list[int]:
+        """The blocks that overlap [start, end) and have anything below them; a range can be terabytes."""
+        first, last = start >> BLOCK_SHIFT, (end + BLOCK_SIZE - 1) >> BLOCK_SHIFT
+        if last - first < len(self.tables) + len(self.huge):
+            return list(range(first, last))
+        return [block for block in (*self.tables, *self.huge) if first <= block < last]
+
     def _pages_in(self, first: int, last: int) -> list[int]:
         if last - first < len(self.pages):
             return [page for page in range(first, last) if page in self.pages]
@@ -245,35 +233,19 @@ class PageModel(Layout):
 
 
 def simulate(
-    programs: Sequence[NDArray[np.int64]],
+    programs: Programs,
     sequence: NDArray[np.int32],
     huge: bool,
     rules: Rules,
     disabled: frozenset[int] = frozenset(),
-) -> Iterator[tuple[int, int, PageModel, bool]]:
-    """Runs all rows in recorded order; after each LOAD or STORE its task, row number, mm and whether it faulted.
+) -> Iterator[tuple[PageModel, Touch, bool]]:
+    """After each LOAD or STORE in recorded order: its mm, the touch, and whether it faulted.
 
     From their EXEC on the tasks `disabled` have THP off in any case, as after prctl(PR_SET_THP_DISABLE).
     """
-    rows = [program.tolist() for program in programs]
-    mms: dict[int, PageModel] = {}
-    for task, number in sequence.tolist():
-        row = rows[task][number]
-        op = row[0]
-        if op in (Op.LOAD, Op.STORE):
-            mm = mms[task]
-            yield task, number, mm, mm.touch(row[1], op == Op.STORE)
-        elif op in (Op.EXEC, Op.EXIT):
-            left = mms.pop(task, None)
-            if left and left not in mms.values():
-                left.exit()
-            if op == Op.EXEC:
-                mms[task] = PageModel(row[1], huge and task not in disabled, rules)
-                mms[task].owner = task
-        elif op == Op.FORK:
-            mms[row[1]] = mms[task].copy()
-            mms[row[1]].owner = row[1]
-        elif op in (Op.VFORK, Op.CLONE):
-            mms[row[1]] = mms[task]
-        elif op not in (Op.WAIT, Op.END):
-            mms[task].apply(row)
+
+    def new_mm(task: int, heap_start: int) -> PageModel:
+        return PageModel(heap_start, huge and task not in disabled, rules)
+
+    for mm, touch in run(programs, sequence, new_mm):
+        yield mm, touch, mm.touch(touch.address, touch.write)

@@ -1,8 +1,8 @@
 """Keeps tasks of one mm in recorded order where it matters, with as few WAIT rows as that takes.
 
-A touch must come after the change that made it legal, a change after the touches of what it takes away, and two changes
-of the same place in their order. A task that has waited for a row knows all that row's task knew then (a vector
-clock), and waits for nothing it knows. Recorded order is total, so the waits have no cycle.
+A touch must come after the change that made it legal, a change after the touches of what it takes away, and
+two changes of the same place in their order. A task that has waited for a row knows all that row's task knew
+then (a vector clock), and waits for nothing it knows. Recorded order is total, so the waits have no cycle.
 """
 
 from bisect import bisect_right
@@ -13,7 +13,7 @@ from stress.recordings.calls import PAGE_SIZE, page_down
 
 
 class Program:
-    """The rows of one task while they are written. `knows` maps a task to its last row that is surely finished."""
+    """The rows of one task while they are written. `knows` maps tasks to their last row surely finished."""
 
     def __init__(self, index: int, sequence: list[tuple[int, int]]) -> None:
         self.index = index
@@ -67,7 +67,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Change:
-    """Row `row` of `program` changed `spans`. Breaks are absolute, so all brk rows are about the same place."""
+    """Row `row` of `program` changed `spans`. Breaks are absolute: all brk rows are about one place."""
 
     program: Program
     row: int

@@ -1,7 +1,7 @@
 """Reads the text `perf script -F comm,pid,tid,cpu,time,event,trace` prints, plain or compressed with xz.
 
-One line is one event. Everything a program's memory depends on becomes an `Event`; other events are counted and
-skipped. A file that is not such a recording, or not the whole of one, is refused as a whole.
+One line is one event. Everything a program's memory depends on becomes an `Event`; other events are counted
+and skipped. A file that is not such a recording, or not the whole of one, is refused as a whole.
 """
 
 import lzma
@@ -21,7 +21,7 @@ PERF_DATA_MAGIC = b"PERFILE2"
 
 
 class Event(NamedTuple):
-    """One line: `name` without its subsystem, the task it ran in, and the numbers of its trace in printed order."""
+    """One line: `name` without its subsystem, the task, and the numbers of its trace in printed order."""
 
     line: int
     name: str
@@ -59,6 +59,8 @@ def _syscall(*names: str) -> re.Pattern[str]:
 NO_ARGUMENTS = re.compile("")
 RESULT = re.compile(r"\s*0x([0-9a-f]{1,16})\s*$")
 
+CALLS = ("mmap", "munmap", "mremap", "madvise", "mprotect", "brk", "clone", "clone3", "vfork")
+
 ARGUMENTS: dict[str, re.Pattern[str]] = {
     "sys_enter_mmap": _syscall("addr", "len", "prot", "flags", "fd", "off"),
     "sys_enter_munmap": _syscall("addr", "len"),
@@ -74,11 +76,8 @@ ARGUMENTS: dict[str, re.Pattern[str]] = {
     "sched_process_fork": re.compile(r"\s*comm=.*? pid=\d+ child_comm=.* child_pid=(\d+)\s*$"),
     "sched_process_exec": re.compile(r"\s*filename=.* pid=(\d+) old_pid=(\d+)\s*$"),
     "sched_process_exit": NO_ARGUMENTS,
-} | {
-    f"sys_exit_{call}": RESULT
-    for call in "mmap munmap mremap madvise mprotect brk clone clone3 vfork execve exit_group".split()
-}
-"""Of each event we use, the pattern of its trace. sched events print decimal numbers, system calls hexadecimal ones."""
+} | {f"sys_exit_{call}": RESULT for call in (*CALLS, "execve", "exit_group")}
+"""Of each event we use, the pattern of its trace: decimal numbers in sched events, hexadecimal in calls."""
 
 
 def read(path: str | Path) -> Recording:
@@ -120,11 +119,11 @@ def _text(path: Path) -> str:
     except IsADirectoryError:
         raise Misuse(f"{path} is a directory; pass one recording in it (.perf or .perf.xz)") from None
     except (OSError, ValueError) as error:
-        raise Misuse(f"{path} cannot be read ({error}); pass a readable recording (.perf or .perf.xz)") from None
+        raise Misuse(f"{path} cannot be read ({error}); pass a readable recording") from None
     if data.startswith(XZ_MAGIC):
         data = _decompress(path, data)
     elif path.suffix == ".xz":
-        raise Misuse(f"{path}:1: named .xz but not xz data; pass the output of xz, or the text itself as .perf")
+        raise Misuse(f"{path}:1: named .xz but not xz data; pass the output of xz, or the text as .perf")
     if data.startswith(PERF_DATA_MAGIC):
         raise Misuse(f"{path}:1: raw perf.data, not text; pass what {FIELDS} prints for it")
     if not data.strip():
@@ -164,7 +163,7 @@ def _other(path: Path, number: int, text: str, skipped: Counter[str]) -> Event |
         return None
     match = EVENT_LINE.match(text)
     if not match:
-        raise Misuse(f"{path}:{number}: not a line of perf script: {_quote(text)}; pass what {FIELDS} printed")
+        raise Misuse(f"{path}:{number}: not a line of perf script: {_quote(text)}; pass what {FIELDS} prints")
     comm, pid, tid, system, name, trace = match.groups()
     pattern = ARGUMENTS.get(name) if system in ("syscalls", "sched") else None
     if name != FAULT and pattern is None:

@@ -1,4 +1,4 @@
-"""Turns a recording into one program per task that can be replayed concurrently: `plan(recording) -> Plan`."""
+"""Turns a recording into one program per task, for concurrent replay: `plan(recording) -> Plan`."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from stress.recordings.planner import Planner
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """One task. `rows` are in the format of `concur_thp.ops`; `regions` names what each LOAD or STORE hits, else -1.
+    """One task. `rows` are as in `concur_thp.ops`; `regions` numbers what each LOAD or STORE hits, else -1.
 
-    A WAIT row counts rows of the other task from 0. Tasks of kind root start by themselves, the others by a FORK,
-    VFORK or CLONE row of `parent`, an index into `Plan.tasks`.
+    A WAIT row counts rows of the other task from 0. Tasks of kind root start by themselves, the others by a
+    FORK, VFORK or CLONE row of `parent`, an index into `Plan.tasks`.
     """
 
     tid: int
@@ -33,10 +33,10 @@ class TaskPlan:
 class Plan:
     """A recording, ready to be replayed.
 
-    `files` numbers 1..files are used. `faults_recorded` counts the fault lines, `touches` those of them that are
-    replayed; `dropped` says why the others, and some calls, are not. `frames_needed` is an upper estimate in 4 KiB frames
-    that holds with THP on and off, page tables included. `addresses` is the range that mappings lie in.
-    `sequence` lists (task, row) in recorded order.
+    `files` numbers 1..files are used. `faults_recorded` counts the fault lines, `touches` those of them that
+    are replayed; `dropped` says why the others, and some calls, are not. `frames_needed` is an upper estimate
+    in 4 KiB frames that holds with THP on and off, page tables included. `addresses` is the range that
+    mappings lie in. `sequence` lists (task, row) in recorded order.
     """
 
     name: str

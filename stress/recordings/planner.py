@@ -19,7 +19,7 @@ FORK_OPS = {ForkKind.FORK: Op.FORK, ForkKind.VFORK: Op.VFORK, ForkKind.THREAD: O
 
 
 class Mm:
-    """One mm while its programs are written. `files` remembers what each fd was last mapped as, `stack` how far down."""
+    """One mm while its programs are written. `files` remembers what each fd was last mapped as."""
 
     def __init__(self, image: Image) -> None:
         self.image = image
@@ -106,7 +106,8 @@ class Planner:
             else:
                 length = mapping.end - mapping.start
                 args = (mapping.start, length, mapping.prot, IMAGE_FLAGS, self._new_file(), 0)
-                self._change(task, program, Op.MMAP, args, ((mapping.start, mapping.end),), action.line, "image")
+                spans = ((mapping.start, mapping.end),)
+                self._change(task, program, Op.MMAP, args, spans, action.line, "image")
 
     def _grow_stack(self, task: Task[Mm], program: Program, start: int, end: int, line: int) -> None:
         args = (start, end - start, PROT_READ | PROT_WRITE, STACK_FLAGS, 0, 0)
@@ -156,7 +157,7 @@ class Planner:
             self.lowest, self.highest = min(self.lowest, start), max(self.highest, end)
 
     def _take_back(self, program: Program, op: Op) -> None:
-        """A call that has nothing to work on here: on a mapping older than the recording, or of another kind."""
+        """A call on something older than the recording, or of a kind no line of it prints."""
         self._dropped[f"{op.name.lower()} of what is not mapped"] += 1
         program.rows.pop()
         program.regions.pop()
@@ -172,7 +173,7 @@ class Planner:
         self._change(task, program, Op.MMAP, args, ((start, start + length),), action.line, region)
 
     def _file(self, mm: Mm, fd: int, start: int, length: int, flags: int) -> int:
-        """ld.so maps a library whole and its segments over that: one file. Any other use of an fd may be another."""
+        """ld.so maps a library whole and its segments over that: one file. Else an fd may be a new one."""
         file, low, high = mm.files.get(fd, (0, 0, 0))
         if flags & MAP_FIXED and low <= start < high:
             return file
@@ -194,7 +195,8 @@ class Planner:
 
     def _mprotect(self, task: Task[Mm], program: Program, action: Action) -> None:
         start, length, prot = action.args
-        self._change(task, program, Op.MPROTECT, (start, length, prot), ((start, start + length),), action.line)
+        args = (start, length, prot)
+        self._change(task, program, Op.MPROTECT, args, ((start, start + length),), action.line)
 
     def _madvise(self, task: Task[Mm], program: Program, action: Action) -> None:
         start, length, advice = action.args
@@ -209,8 +211,7 @@ class Planner:
         old, old_length, new_length, new, flags = action.args
         vma = task.mm.layout.space.find(old)
         spans = ((old, old + old_length), (new, new + new_length))
-        args = (old, old_length, new_length, new)
-        self._change(task, program, Op.MREMAP, args, spans, action.line)
+        self._change(task, program, Op.MREMAP, (old, old_length, new_length, new), spans, action.line)
         if flags & MREMAP_DONTUNMAP and vma:
             name = self.region_names[vma.region]
             args = (old, old_length, vma.prot, vma.flags | MAP_FIXED, vma.file, old >> PAGE_SHIFT)

@@ -1,4 +1,4 @@
-"""Who is who in a recording: tids become tasks, and every task runs in an mm, alone, with threads or as a vfork child."""
+"""Who is who in a recording: tids become tasks, and every task runs in an mm, alone or with others."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -37,10 +37,11 @@ Step = tuple[Task[M], Action, Task[M] | None]
 
 
 def walk(actions: Iterable[Action], new_mm: Callable[[], M]) -> Iterator[Step[M]]:
-    """Each action with its task, and the child for a fork. Before the first action of a root comes an exec of its own.
+    """Each action with its task, and the child for a fork. A root's first action is an exec, recorded or not.
 
-    Tasks are numbered as they appear, so that every pass over the same actions sees the same ones. A thread that no
-    fork announced is cloned from its process when it is first seen. The mm of an exec step is already the new one.
+    Tasks are numbered as they appear, so that every pass over the same actions sees the same ones. A thread
+    that no fork announced is cloned from its process when it is first seen. The mm of an exec step is already
+    the new one.
     """
     tasks: list[Task[M]] = []
     by_tid: dict[int, Task[M]] = {}

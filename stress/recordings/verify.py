@@ -1,4 +1,4 @@
-"""Checks a plan: run in recorded order, is every touch inside a mapping that allows it, and every wait for the past?"""
+"""Checks a plan: in recorded order, does a mapping allow every touch, and is every wait for the past?"""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class Illegal:
 
 
 def verify(plan: Plan) -> list[Illegal]:
-    """Everything in `plan` that a kernel would refuse or that could not be replayed; empty for a sound plan."""
+    """Everything in `plan` that a kernel would refuse or nobody could replay; empty for a sound plan."""
     check = _Check(plan)
     for task, number, row in plan.rows_in_order():
         why = check.step(task, number, row)

@@ -1,4 +1,4 @@
-"""The VMAs of one mm as intervals: what is mapped where, split and cut as the calls do it. No pages, no locks."""
+"""The VMAs of one mm as intervals: what is mapped where, split and cut as the calls do it. No pages."""
 
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ MAP_STACK = 0x20000
 
 @dataclass(slots=True)
 class Vma:
-    """[start, end) with one protection. `region` is the number of its name; the rest is for the model in `count`."""
+    """[start, end) with one protection. `region` numbers its name; what follows is for `model`."""
 
     start: int
     end: int

@@ -1,0 +1,71 @@
+"""numpy views of what lies in the segment: the same rows as the structs, no copies.
+
+A view has a structured dtype made from the struct's fields, so `view(mem_map)["_refcount"]` is a column over every frame.
+Columns that are read often are copied out once (`column`): a struct page is a cache line, its column is 4 bytes.
+"""
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from concur_thp.arch.shared import SharedArray, SharedOne
+from concur_thp.arch.struct import Struct
+
+Column = np.ndarray[Any, np.dtype[Any]]
+
+
+@functools.cache
+def dtype_of(struct: type[Struct]) -> np.dtype[Any]:
+    """The struct as a numpy dtype: same names, same places, overlays and embedded structs included."""
+    names, formats, offsets = [], [], []
+    for name, row in struct.FIELDS.items():
+        each: Any = dtype_of(row.struct) if row.struct else np.dtype(f"i{row.width}")
+        names.append(name)
+        formats.append((each, (row.count,)) if row.count else each)
+        offsets.append(row.offset)
+    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": struct.SIZE})
+
+
+def raw(address: int, size: int) -> Column:
+    """`size` bytes at `address`, as they are."""
+    return np.frombuffer((ctypes.c_byte * size).from_address(address), dtype=np.int8)
+
+
+def view(array: SharedArray | SharedOne, count: int = 1) -> Column:
+    """The first `count` structs of a shared array (a SharedOne has one)."""
+    shared: SharedArray = array.array if isinstance(array, SharedOne) else array
+    return raw(int(shared.base), shared.struct.SIZE * count).view(dtype_of(shared.struct))
+
+
+def words(array: SharedArray, rows: int, width: int = 8) -> Column:
+    """An array whose elements are rows of plain words (page tables, index slots), as a plane of ints."""
+    plane = raw(int(array.base), array.stride * rows).view(f"i{width}")
+    return plane.reshape(rows, array.stride // width)
+
+
+def column(rows: Column, name: str) -> Column:
+    """One field of every row, copied together."""
+    return np.ascontiguousarray(rows[name])
+
+
+def struct_at(rows: Column, index: int, name: str) -> Any:
+    """One field of one row as a Python int."""
+    return int(rows[name][index])
+
+
+def chain(following: Sequence[int] | Column, first: int, limit: int, end: int = 0) -> tuple[list[int], str]:
+    """Follow a list of indices from `first` to `end`; also says what is wrong with it, or ''."""
+    seen: list[int] = []
+    size = len(following)
+    at = int(first)
+    while at != end:
+        if not 0 <= at < size:
+            return seen, f"it leads to {at:#x}, outside 0..{size - 1:#x}"
+        seen.append(at)
+        if len(seen) > limit:
+            return seen[:limit], "it does not end"
+        at = int(following[at])
+    return seen, ""

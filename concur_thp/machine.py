@@ -1,0 +1,139 @@
+"""A machine: one shared segment, booted here, inherited by the CPU processes that are forked from this one.
+
+The segment's name is removed as soon as it is mapped, so nothing can be left behind in /dev/shm, whatever dies.
+"""
+
+import ctypes
+import os
+import shutil
+from importlib import import_module
+from types import TracebackType
+from typing import Any, Self
+
+from multiprocess import shared_memory
+
+from concur_thp.arch import native
+from concur_thp.arch.cpu import Cpu, CpuState, cpus
+from concur_thp.arch.futex import init_timespecs
+from concur_thp.arch.linker import Kernel
+from concur_thp.arch.listen import LISTEN_CHAOS
+from concur_thp.arch.system import bind, layout, system
+from concur_thp.config import MachineConfig, Param, parse_size
+from concur_thp.errors import EmulatorError, Misuse
+from concur_thp.sync.lockdep import init_lockdep
+
+_BOOT = ("slab:init_pools", "memblock:init_memory", "lru:init_lru", "thp_sysfs:init_thp", "mm_slots:init_khugepaged",
+         "huge_zero:init_huge_zero", "filemap:init_filemap")
+
+
+class Machine:
+    """Boot with `Machine(cpus=2, memory="64M", order=3)`; use as a context manager or close() it."""
+
+    booted: "Machine | None" = None
+
+    def __init__(self, config: MachineConfig | None = None, *, native_code: bool = True,
+                 progress: native.Progress | None = None, **sizes: Any):
+        for name in ("memory", "kernelcore"):
+            if name in sizes:
+                sizes[name] = parse_size(sizes[name])
+        self.config = config or MachineConfig(**sizes)
+        if Machine.booted is not None:
+            raise Misuse("a machine is already booted in this process: close() it first")
+        Param.order = self.config.order
+        self._import_kernel()
+        if native_code:
+            native.link(progress=progress)
+        self.places = layout(self.config)
+        self.size = self.places[""][0]
+        self._segment = self._create()
+        Machine.booted = self
+        try:
+            self._boot()
+        except BaseException:
+            self.close()
+            raise
+
+    @staticmethod
+    def _import_kernel() -> None:
+        """Every module with kernel functions, so that the slots are complete before anything is linked."""
+        root = os.path.dirname(__file__)
+        for folder in ("arch", "sync", "mm"):
+            for name in sorted(os.listdir(os.path.join(root, folder))):
+                if name.endswith(".py") and name != "__init__.py":
+                    import_module(f"concur_thp.{folder}.{name[:-3]}")
+
+    def _create(self) -> Any:
+        free = shutil.disk_usage("/dev/shm").free
+        needed = self.config.frames * 160
+        if free < needed:
+            raise Misuse(f"/dev/shm has {free >> 20} MiB free and this machine may need {needed >> 20}: "
+                         "pass a smaller --memory or enlarge /dev/shm")
+        segment = shared_memory.SharedMemory(create=True, size=self.size)
+        segment.unlink()
+        self._view = ctypes.c_char.from_buffer(segment.buf)
+        self.base = ctypes.addressof(self._view)
+        return segment
+
+    def _boot(self) -> None:
+        bind(self.base, self.places)
+        system.nr_cpus = self.config.cpus
+        system.seed = self.config.seed
+        system.nr_frames = self.config.frames
+        system.segment_bytes = self.size
+        init_timespecs()
+        init_lockdep()
+        for number in range(self.config.cpus):
+            self._boot_cpu(cpus[number], number)
+        for entry in _BOOT:
+            module, function = entry.split(":")
+            try:
+                boot = getattr(import_module(f"concur_thp.mm.{module}"), function)
+            except (ImportError, AttributeError):
+                continue
+            boot(self.config)
+
+    def _boot_cpu(self, cpu: Cpu, number: int) -> None:
+        cpu.id = number
+        cpu.rng = ((self.config.seed * 0x9E3779B97F4A7C15 + number * 0xD1B54A32D192ED03) & 0x7FFFFFFFFFFFFFFF) | 1
+        cpu.state.store(int(CpuState.PARKED))
+
+    def listen_chaos(self, short: int = 6, long: int = 11) -> None:
+        """Delay at one point in 2**short for a moment, at one in 2**long for a time slice."""
+        system.chaos_short, system.chaos_long = short, long
+        system.listen.store(LISTEN_CHAOS)
+
+    def cpu(self, number: int = 0) -> Cpu:
+        """CPU `number`, to be run by this process."""
+        cpu: Cpu = cpus[number]
+        cpu.pid = os.getpid()
+        return cpu
+
+    @property
+    def resident(self) -> int:
+        """Bytes of the segment that are backed by memory."""
+        name = f"{self.base:x}-"
+        with open("/proc/self/smaps") as smaps:
+            lines = iter(smaps)
+            for line in lines:
+                if line.startswith(name):
+                    for detail in lines:
+                        if detail.startswith("Rss:"):
+                            return int(detail.split()[1]) << 10
+        raise EmulatorError("the segment is not mapped")
+
+    def close(self) -> None:
+        """Unmap the segment; harmless to repeat."""
+        if self._segment is not None:
+            del self._view
+            self._segment.close()
+            self._segment = None
+            Machine.booted = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+__all__ = ["Kernel", "Machine", "MachineConfig"]

@@ -1,0 +1,192 @@
+"""Pages for everybody: allocation and freeing. (Linux: mm/page_alloc.c)
+
+A page comes with one reference, no mapping, no flags and mapcount -1, and is brought back like that, the reference
+gone. The frames of a huge page come as a compound page (__GFP_COMP). Below are pcp.py (small pages), fallback.py and
+buddy.py (blocks); page_check.py and compound.py say what a page must look like; memblock.py boots it all.
+"""
+
+from concur_thp.arch.bug import bug_on
+from concur_thp.arch.cpu import Cpu
+from concur_thp.arch.linker import inline, kernel
+from concur_thp.arch.trace import Tracepoint, trace
+from concur_thp.config import MAX_ORDER
+from concur_thp.mm.buddy import __free_one_page, get_pageblock_migratetype, zone_nr
+from concur_thp.mm.compound import free_compound_tails, prep_compound_page
+from concur_thp.mm.fallback import __rmqueue
+from concur_thp.mm.flags import (
+    __GFP_COMP,
+    __GFP_DIRECT_RECLAIM,
+    __GFP_MOVABLE,
+    __GFP_RECLAIMABLE,
+    __GFP_ZERO,
+)
+from concur_thp.mm.highmem import clear_frames
+from concur_thp.mm.mm_types import (
+    MIGRATE_MOVABLE,
+    MIGRATE_RECLAIMABLE,
+    MIGRATE_TYPES,
+    MIGRATE_UNMOVABLE,
+    NIL,
+    Page,
+    zones,
+)
+from concur_thp.mm.page_check import check_new_page, free_page_check
+from concur_thp.mm.page_flags import PageAnon, PageHead, compound_head, page_to_pfn, tail_page
+from concur_thp.mm.page_ref import put_page_testzero
+from concur_thp.mm.pcp import (
+    drain_pcp,
+    free_unref_page,
+    highest_zone,
+    pcp_list,
+    pcp_pop,
+    rmqueue_bulk,
+    zone_watermark_ok,
+)
+from concur_thp.mm.vmstat import Stat, mod_stat
+from concur_thp.sync.spinlock import spin_lock_irq, spin_unlock_irq
+
+# -- allocation ------------------------------------------------------------------------------------------------
+
+
+@inline
+def gfpflags_to_migratetype(gfp: int):
+    if gfp & __GFP_MOVABLE:
+        return MIGRATE_MOVABLE
+    return MIGRATE_RECLAIMABLE if gfp & __GFP_RECLAIMABLE else MIGRATE_UNMOVABLE
+
+
+@inline
+def prep_new_page(cpu: Cpu, page: Page, order: int, migratetype: int, gfp: int):
+    """Make a block what its new owner expects; then, last, the reference: now scanners can take theirs too."""
+    check_new_page(cpu, page)
+    page.private = 0
+    if gfp & __GFP_ZERO:
+        clear_frames(page_to_pfn(page), 1 << order)
+    if order != 0 and gfp & __GFP_COMP:
+        prep_compound_page(cpu, page, order)
+    page._refcount.store(1)
+    mod_stat(cpu, Stat.pgalloc, 1 << order)
+    trace(cpu, Tracepoint.mm_page_alloc, page_to_pfn(page), order, migratetype)
+
+
+@kernel
+def rmqueue(cpu: Cpu, zone: int, order: int, migratetype: int) -> Page:
+    """A block from one zone, if its watermark allows.
+
+    Context: takes zone.lock.
+    Return: its first page, NULL when the zone has none to give.
+    Linux: mm/page_alloc.c rmqueue, zone_watermark_fast
+    Differs: a small page that is on this CPU's list already is no longer held against the watermark.
+    """
+    row = zones[zone]
+    page = Page(0)
+    if order == 0:
+        pcp = pcp_list(cpu, zone, migratetype)
+        if pcp.head == NIL and zone_watermark_ok(row, 0, migratetype):
+            rmqueue_bulk(cpu, row, pcp, migratetype)
+        if pcp.head != NIL:
+            page = pcp_pop(pcp)
+    elif zone_watermark_ok(row, order, migratetype):
+        spin_lock_irq(cpu, row.lock)
+        page = __rmqueue(cpu, row, order, migratetype)
+        spin_unlock_irq(cpu, row.lock)
+    return page
+
+
+@inline
+def get_page_from_freelist(cpu: Cpu, order: int, migratetype: int) -> Page:
+    """A block from the highest zone that has one, of those the request may use."""
+    page = Page(0)
+    zone = highest_zone(migratetype)
+    while zone >= 0 and not page:
+        page = rmqueue(cpu, zone, order, migratetype)
+        zone -= 1
+    return page
+
+
+@kernel
+def alloc_pages(cpu: Cpu, order: int, migratetype: int, flags: int) -> Page:
+    """Allocate 2**order frames that lie together.
+
+    Context: takes zone.lock. `migratetype` must be the one that `flags` asks for (gfpflags_to_migratetype()).
+    Return: the first page, with one reference; NULL when there is no such block.
+    Linux: mm/page_alloc.c __alloc_pages_nodemask
+    Differs: no reclaim and no compaction: the direct effort is to drain this CPU's lists and look again.
+    """
+    bug_on(cpu, order < 0 or order >= MAX_ORDER or migratetype < 0 or migratetype >= MIGRATE_TYPES,
+           "alloc_pages: no such order or migratetype", order, migratetype)
+    bug_on(cpu, gfpflags_to_migratetype(flags) != migratetype,
+           "alloc_pages: flags ask for another migratetype (values: flags, migratetype)", flags, migratetype)
+    page = get_page_from_freelist(cpu, order, migratetype)
+    if not page and flags & __GFP_DIRECT_RECLAIM:
+        drain_pcp(cpu)
+        page = get_page_from_freelist(cpu, order, migratetype)
+    if page:
+        prep_new_page(cpu, page, order, migratetype, flags)
+    return page
+
+
+@kernel
+def alloc_page(cpu: Cpu, gfp: int) -> Page:
+    """Allocate one small page.
+
+    Context: takes zone.lock when this CPU's list is empty.
+    Return: the page, with one reference, or NULL.
+    Linux: include/linux/gfp.h alloc_page
+    """
+    migratetype = gfpflags_to_migratetype(gfp)
+    pcp = pcp_list(cpu, highest_zone(migratetype), migratetype)
+    if pcp.head == NIL:
+        return alloc_pages(cpu, 0, migratetype, gfp)
+    page = pcp_pop(pcp)
+    prep_new_page(cpu, page, 0, migratetype, gfp)
+    return page
+
+
+# -- freeing ---------------------------------------------------------------------------------------------------
+
+
+@inline
+def free_pages_prepare(cpu: Cpu, page: Page, order: int):
+    """3.31.3: everything about the block is as it must be, and reset."""
+    trace(cpu, Tracepoint.mm_page_free, page_to_pfn(page), order, 0)
+    if PageHead(page):
+        free_compound_tails(cpu, page, order)
+    else:
+        for i in range(1, 1 << order):
+            free_page_check(cpu, tail_page(page, i))
+    if PageAnon(page):
+        page.mapping = 0  # Not before: rmap walkers may look at it as long as there is a reference.
+    free_page_check(cpu, page)
+    mod_stat(cpu, Stat.pgfree, 1 << order)
+
+
+@kernel
+def free_the_page(cpu: Cpu, page: Page, order: int):
+    """Free a block whose last reference is gone.
+
+    Context: takes zone.lock for a block, or when this CPU's list is full. A page table has had its page_type and
+    `mapping` (the ptl) reset before.
+    Linux: mm/page_alloc.c free_the_page, free_unref_page, __free_pages_ok
+    """
+    free_pages_prepare(cpu, page, order)
+    pfn = page_to_pfn(page)
+    if order == 0:
+        free_unref_page(cpu, page, pfn)
+    else:
+        zone = zones[zone_nr(pfn)]
+        spin_lock_irq(cpu, zone.lock)
+        __free_one_page(cpu, zone, pfn, order, get_pageblock_migratetype(pfn))
+        spin_unlock_irq(cpu, zone.lock)
+
+
+@kernel
+def __free_pages(cpu: Cpu, page: Page, order: int):
+    """Drop the reference of a block that was never mapped and is on no list; free it if it was the last.
+
+    Context: as free_the_page().
+    Linux: mm/page_alloc.c __free_pages
+    """
+    bug_on(cpu, compound_head(page) != page, "__free_pages: a tail (value: pfn)", page_to_pfn(page), order)
+    if put_page_testzero(cpu, page):
+        free_the_page(cpu, page, order)

@@ -1,0 +1,200 @@
+"""`concur-thp stress`: real processes fault, fork and unmap on one machine, by a mix or by recordings; all of it audited."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+
+from concur_thp.arch.system import system
+from concur_thp.check.audit import AuditResult, audit
+from concur_thp.config import MachineConfig, size_text
+from concur_thp.errors import EmulatorError, Misuse
+from concur_thp.machine import Machine
+from concur_thp.mm.filemap import drop_caches
+from concur_thp.mm.huge_zero import shrink_huge_zero_page
+from concur_thp.mm.pcp import drain_pcp
+from concur_thp.mm.swap import lru_add_drain
+from concur_thp.mm.thp_sysfs import set_switch
+from stress.build import compile_progress
+from stress.mix.load import load_mix, mix_body, unload_mix
+from stress.mix.table import parse_mix
+from stress.options import StressOptions
+from stress.progress import Progress, console
+from stress.replay import (
+    Replay,
+    end_pass,
+    load_programs,
+    load_recordings,
+    needed_memory,
+    replay_body,
+    start_pass,
+)
+from stress.rundir import make_run_dir, write_json, write_text
+from stress.summary import closing_table, summary
+from workers.khugepaged import khugepaged
+from workers.launch import Crew, Outcome, Role
+
+EXIT = {"done": 0, "bug": 1, "killed": 4, "hung": 1, "broken": 3, "interrupted": 4}
+"""Exit status by Outcome.kind, when the audit is clean."""
+MIX_SLEEP_MS = 10
+"""khugepaged's sleep under a mix: it should race, not rest."""
+MIX_MEMORY = 256 << 20
+HEADROOM = 1.25
+"""More memory than the plan's estimate, for zones, watermarks and per-CPU lists."""
+
+
+class StressRun:
+    """One run from its options to its summary."""
+
+    def __init__(self, options: StressOptions, machine: Machine, replays: list[Replay], weights: dict[str, int]):
+        self.options, self.machine, self.replays, self.weights = options, machine, replays, weights
+        self.outcome = Outcome()
+        self.audit = AuditResult(0, [])
+        self.seconds = 0.0
+        self.passes = 0
+        self.out = console(options.quiet)
+
+    def run(self) -> None:
+        """Everything between boot and summary."""
+        started = time.monotonic()
+        with Progress(self.out, "replay" if self.replays else "mix") as progress:
+            if self.replays:
+                self._replay(progress, started + self.options.seconds)
+            else:
+                load_mix(self.machine, self.weights)
+                self._crew(mix_body, self.options.seconds, progress)
+        self.seconds = time.monotonic() - started
+        if self.outcome.kind == "done":
+            self._audit(expect_empty=False)
+        if self.outcome.kind == "done" and not self.audit.violations:
+            self._tear_down()
+
+    def _crew(self, body: Any, seconds: float | None, progress: Progress) -> None:
+        system.stop.store(0)
+        roles = [Role(f"cpu{n}", n, body) for n in range(self.options.cpus)]
+        if self.options.khugepaged:
+            roles.append(Role("khugepaged", self.options.cpus, khugepaged, essential=False))
+        with Crew(self.machine, roles) as crew:
+            self.outcome = crew.watch(seconds, progress.tick)
+
+    def _replay(self, progress: Progress, deadline: float) -> None:
+        """Pass after pass until the time is up; every pass ends with all mms gone and an audit."""
+        load_programs(self.machine, self.replays)
+        while self.outcome.kind == "done" and not self.audit.violations:
+            start_pass(self.replays)
+            self._crew(replay_body, None, progress)
+            if self.outcome.kind != "done":
+                break
+            if not end_pass(self.replays):
+                raise EmulatorError("a replayed task did not finish though its CPU processes did")
+            self.passes += 1
+            if time.monotonic() >= deadline:
+                break
+            self._audit(expect_empty=False)
+
+    def _audit(self, expect_empty: bool) -> None:
+        result = audit(self.machine.config, expect_empty=expect_empty)
+        self.audit = AuditResult(self.audit.checks + result.checks, [*self.audit.violations, *result.violations])
+
+    def _tear_down(self) -> None:
+        """Every program ends, caches are dropped: then nothing may be left (Q20)."""
+        cpu = self.machine.cpu(0)
+        if not self.replays:
+            unload_mix(self.machine)
+        drop_caches(cpu)
+        shrink_huge_zero_page(cpu)
+        for number in range(self.machine.config.cpus):
+            lru_add_drain(self.machine.cpu(number))
+            drain_pcp(self.machine.cpu(number))
+        self._audit(expect_empty=True)
+
+    @property
+    def exit_status(self) -> int:
+        return EXIT[self.outcome.kind] or (1 if self.audit.violations else 0)
+
+
+def machine_config(options: StressOptions, replays: list[Replay]) -> MachineConfig:
+    """How big the machine has to be; too small for the recording is said before anything is booted."""
+    memory = options.memory
+    if replays:
+        needed = int(needed_memory(replays) * HEADROOM) + (32 << 20)
+        needed = -(-needed >> 20) << 20
+        if memory is None:
+            memory = max(needed, MIX_MEMORY)
+        elif memory < needed:
+            raise Misuse(f"--memory {size_text(memory)} is too small for {', '.join(r.name for r in replays)}: "
+                         f"pass at least {size_text(needed)}, or leave it out")
+    tasks = sum(len(replay.plan.tasks) for replay in replays)
+    files = sum(replay.plan.files for replay in replays)
+    return MachineConfig(cpus=options.cpus + 1, memory=memory or MIX_MEMORY, order=options.order, seed=options.seed,
+                         rows=sum(replay.rows for replay in replays), tasks=tasks, files=max(1024, files + 64),
+                         mms=max(64, 2 * tasks + 8))
+
+
+def run_stress(options: StressOptions) -> int:
+    """Run, report, return the exit status."""
+    weights = parse_mix(options.mix)
+    if options.recordings and options.order != 9:
+        raise Misuse(f"--order {options.order}: recordings have x86-64's addresses and need --order 9")
+    replays = load_recordings(options.recordings)
+    config = machine_config(options, replays)
+    out = console(options.quiet)
+    with compile_progress(out) as progress, Machine(config, progress=progress) as machine:
+        progress.finish()
+        set_switch("enabled", options.enabled)
+        if not replays:
+            set_switch("khugepaged/scan_sleep_millisecs", MIX_SLEEP_MS)
+        if options.chaos:
+            machine.listen_chaos()
+        run_dir = make_run_dir(Path(options.run_dir), replays[0].name if replays else "mix")
+        log = logger.add(run_dir / "log.txt", level="DEBUG")
+        try:
+            run = StressRun(options, machine, replays, weights)
+            run.run()
+            return _finish(run, run_dir)
+        finally:
+            logger.remove(log)
+
+
+def _finish(run: StressRun, run_dir: Path) -> int:
+    data = summary(run, run_dir)
+    write_json(run_dir / "summary.json", data)
+    if run.outcome.report:
+        write_text(run_dir / "report.txt", run.outcome.report)
+    options = run.options
+    if options.json == "-":
+        json.dump(data, sys.stdout, indent=2)
+        print()
+    elif options.json:
+        write_json(Path(options.json).absolute(), data)
+    if not options.quiet:
+        closing_table(run.out, run, data)
+    for line in failure_lines(run):
+        print(line, file=sys.stderr)
+    return run.exit_status
+
+
+def failure_lines(run: StressRun) -> list[str]:
+    """What went wrong, for standard error."""
+    lines = [run.outcome.what] if run.outcome.kind not in ("done",) else []
+    if run.outcome.report:
+        lines.append(run.outcome.report)
+    lines += [f"audit: {violation}" for violation in run.audit.violations]
+    if lines:
+        lines.append(f"again: {again(run.options)}")
+    return lines
+
+
+def again(options: StressOptions) -> str:
+    """The command that repeats a run. (Free runs repeat their choices, not their timing.)"""
+    words = ["concur-thp stress", *options.recordings, f"--seconds {options.seconds:g}", f"--cpus {options.cpus}",
+             f"--seed {options.seed}", f"--order {options.order}", f"--enabled {options.enabled}"]
+    if options.mix:
+        words.append(f"--mix '{options.mix}'")
+    if options.chaos:
+        words.append("--chaos")
+    return " ".join(words)
+

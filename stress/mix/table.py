@@ -1,0 +1,76 @@
+"""What a mix can do, as rows: name, default weight, meaning. `--mix name=weight,...` changes the weights."""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+from concur_thp.errors import Misuse
+
+
+class MixOp(IntEnum):
+    """Operations of a mix; the order is the order of MIX_TABLE."""
+
+    read = 0
+    write = 1
+    fill = 2
+    mmap = 3
+    munmap = 4
+    dontneed = 5
+    free = 6
+    protect_ro = 7
+    protect_rw = 8
+    mremap = 9
+    advise_huge = 10
+    advise_nohuge = 11
+    brk = 12
+    fork = 13
+    exec = 14
+    switch = 15
+    file_map = 16
+    file_touch = 17
+
+
+class MixRow(NamedTuple):
+    """One operation and how often it is drawn by default."""
+
+    op: MixOp
+    weight: int
+    meaning: str
+
+
+MIX_TABLE = (
+    MixRow(MixOp.read, 300, "load a word of a random page and check it"),
+    MixRow(MixOp.write, 400, "store a word into a random page"),
+    MixRow(MixOp.fill, 12, "store into every page of a run, up to a whole huge page"),
+    MixRow(MixOp.mmap, 25, "map fresh anonymous memory over a range"),
+    MixRow(MixOp.munmap, 10, "unmap a range"),
+    MixRow(MixOp.dontneed, 30, "MADV_DONTNEED a range"),
+    MixRow(MixOp.free, 10, "MADV_FREE a range"),
+    MixRow(MixOp.protect_ro, 8, "mprotect a range read-only"),
+    MixRow(MixOp.protect_rw, 12, "mprotect a range read-write"),
+    MixRow(MixOp.mremap, 10, "move a range, aligned or not"),
+    MixRow(MixOp.advise_huge, 6, "MADV_HUGEPAGE"),
+    MixRow(MixOp.advise_nohuge, 4, "MADV_NOHUGEPAGE"),
+    MixRow(MixOp.brk, 8, "grow or shrink the heap and touch it"),
+    MixRow(MixOp.fork, 6, "fork; the child's mm replaces one of those the CPUs share"),
+    MixRow(MixOp.exec, 1, "replace a shared mm by an empty one"),
+    MixRow(MixOp.switch, 30, "go on as a thread of another mm"),
+    MixRow(MixOp.file_map, 4, "map a file, private or shared"),
+    MixRow(MixOp.file_touch, 40, "load or store in a file mapping"),
+)
+
+assert [row.op for row in MIX_TABLE] == list(MixOp)
+
+
+def parse_mix(text: str) -> dict[str, int]:
+    """'fork=50,munmap=0' -> the weights of all operations. 'only:' in front sets what is not named to 0."""
+    weights = {row.op.name: row.weight for row in MIX_TABLE}
+    if text.startswith("only:"):
+        text, weights = text[5:], dict.fromkeys(weights, 0)
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        name, _, number = part.partition("=")
+        if name not in weights or not number.isdigit() or int(number) > 1_000_000:
+            raise Misuse(f"--mix {part!r}: pass NAME=WEIGHT with a whole number and a NAME of {', '.join(weights)}")
+        weights[name] = int(number)
+    if not sum(weights.values()):
+        raise Misuse("--mix: every weight is 0; give at least one operation a weight")
+    return weights

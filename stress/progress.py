@@ -1,0 +1,66 @@
+"""What a person sees while a run goes on: one line that is rewritten, on a terminal only."""
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from concur_thp.arch.cpu import cpus
+from concur_thp.config import NR_CPUS
+from concur_thp.mm.vmstat import Stat, vmstat
+
+REFRESH_SECONDS = 0.25
+
+
+def console(quiet: bool) -> Console:
+    """Messages for people go to standard error; standard output is for results."""
+    return Console(stderr=True, quiet=quiet)
+
+
+class Progress:
+    """Live figures of a run: operations a second, huge pages, splits, collapses, contended locks."""
+
+    def __init__(self, out: Console, title: str):
+        self._live = Live(console=out, transient=True, refresh_per_second=4) if sys.stderr.isatty() else None
+        self._title, self._start, self._next = title, time.monotonic(), 0.0
+        self._last = (self._start, operations_done())
+
+    def __enter__(self) -> "Progress":
+        if self._live:
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._live:
+            self._live.__exit__(None, None, None)
+
+    def tick(self) -> None:
+        """Called often; redraws now and then."""
+        now = time.monotonic()
+        if self._live is None or now < self._next:
+            return
+        self._next = now + REFRESH_SECONDS
+        done = operations_done()
+        rate = (done - self._last[1]) / max(now - self._last[0], 1e-6)
+        self._last = (now, done)
+        self._live.update(Text(f"{self._title}  {now - self._start:5.1f} s  {rate / 1e6:6.2f} M ops/s  {figures()}"))
+
+
+def operations_done() -> int:
+    """Operations of all CPUs so far."""
+    return sum(int(cpus[n].ops) for n in range(NR_CPUS))
+
+
+def contended() -> int:
+    """Lock acquisitions that had to wait, of all CPUs and classes."""
+    return sum(int(cpus[n].lock_stat[c].contentions) for n in range(NR_CPUS) for c in range(24))
+
+
+def figures() -> str:
+    """The counters a person wants to see move."""
+    now = vmstat()
+    return (f"huge pages {now[Stat.NR_ANON_THPS.name]}  pmd splits {now[Stat.thp_split_pmd.name]}  "
+            f"collapses {now[Stat.khugepaged_pages_collapsed.name]}  contended locks {contended()}")

@@ -1,0 +1,39 @@
+"""The directory of a run: runs/<time>-<name>/, with `runs/latest` pointing at it. Files appear whole or not at all."""
+
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from concur_thp.errors import Misuse
+
+
+def make_run_dir(root: Path, name: str) -> Path:
+    """A new directory under `root`; says clearly when that cannot be."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        path = Path(tempfile.mkdtemp(prefix=f"{stamp}-{name}-", dir=root))
+        path.chmod(0o755)
+        latest = root / "latest"
+        link = path / ".latest"
+        link.symlink_to(path.name)
+        os.replace(link, latest)
+    except OSError as error:
+        raise Misuse(f"--run-dir {root}: {error.strerror}; pass a directory that can be written") from error
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        file.write(text)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """As write_text(), JSON with two blanks of indent."""
+    write_text(path, json.dumps(data, indent=2) + "\n")

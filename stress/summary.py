@@ -1,0 +1,92 @@
+"""What a stress run was: the JSON of design section 10, and the closing table."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from concur_thp.check.lock_stat import lock_stat
+from concur_thp.mm.vmstat import vmstat
+from stress.mix.load import mix_operations
+from stress.progress import operations_done
+from stress.recordings.count import recorded_by_region
+from stress.replay import Replay
+
+NEAR = 0.02
+"""Replayed faults further than this from Linux's are explained by region."""
+
+
+def summary(run: Any, run_dir: Path) -> dict[str, Any]:
+    """The keys of `stress --json`."""
+    done = operations_done()
+    operations = {} if run.replays else {name: row["done"] for name, row in mix_operations().items()}
+    verdict = {0: "pass", 1: "fail", 3: "error", 4: "inconclusive"}[run.exit_status]
+    return {
+        "verdict": verdict, "seconds": round(run.seconds, 3), "cpus": run.options.cpus, "seed": run.options.seed,
+        "operations": operations or {"rows": done}, "operations_per_second": round(done / max(run.seconds, 1e-9)),
+        "violations": _violations(run),
+        "audit": {"checks": run.audit.checks, "failed": len(run.audit.violations)},
+        "vmstat": vmstat(), "lock_stat": [row._asdict() for row in lock_stat()],
+        "recordings": [_recording(replay) for replay in run.replays],
+        "passes": run.passes, "outcome": run.outcome.kind, "what": run.outcome.what, "run_dir": str(run_dir),
+    }
+
+
+def _violations(run: Any) -> list[dict[str, Any]]:
+    rows = [{"rule": v.law, "invariant": v.law, "symptom": v.what, "cpu": None, "function": None, "token": None}
+            for v in run.audit.violations]
+    if run.outcome.kind in ("bug", "hung"):
+        what = run.outcome.what
+        law = what.partition(":")[0] if ":" in what[:10] else run.outcome.kind
+        function = what.partition(" in ")[2].partition(" on cpu")[0] or None
+        rows.insert(0, {"rule": law, "invariant": law, "symptom": what, "cpu": run.outcome.cpu, "function": function,
+                        "token": None})
+    return rows
+
+
+def _recording(replay: Replay) -> dict[str, Any]:
+    faults = replay.faults[0] if replay.faults else None
+    wanted = replay.faults_wanted
+    return {
+        "name": replay.name, "tasks": len(replay.plan.tasks), "events": replay.plan.events,
+        "replayed": replay.replayed, "faults": faults, "faults_recorded": replay.plan.faults_recorded,
+        "faults_twin": wanted, "ratio_twin": round(faults / wanted, 4) if faults and wanted else None,
+        "errors": replay.errors, "foreign_words": replay.foreign, "without_thp": sorted(replay.without_thp),
+        "by_region": dict(replay.by_region),
+    }
+
+
+def closing_table(out: Console, run: Any, data: dict[str, Any]) -> None:
+    """For people."""
+    table = Table(title=f"stress: {data['verdict']}", title_justify="left", show_header=False, box=None)
+    stat = data["vmstat"]
+    table.add_row("operations", f"{sum(data['operations'].values()):,} in {data['seconds']:.1f} s "
+                                f"({data['operations_per_second']:,} a second) on {data['cpus']} CPU processes")
+    table.add_row("huge pages", f"{stat['thp_fault_alloc']:,} faulted in, {stat['thp_fault_fallback']:,} fell back, "
+                                f"{stat['khugepaged_pages_collapsed']:,} collapsed")
+    table.add_row("splits", f"{stat['thp_split_pmd']:,} pmds; {stat['thp_deferred_split_page']:,} queued for later")
+    contended = sorted(data["lock_stat"], key=lambda row: -row["contentions"])[:4]
+    table.add_row("contended", ", ".join(f"{row['name']} {row['contentions']:,}" for row in contended))
+    table.add_row("audit", f"{data['audit']['checks']:,} checks, {data['audit']['failed']} failed")
+    table.add_row("run", data["run_dir"])
+    out.print(table)
+    for replay in run.replays:
+        _replay_lines(out, replay)
+
+
+def _replay_lines(out: Console, replay: Replay) -> None:
+    if not replay.faults:
+        return
+    faults, wanted = replay.faults[0], replay.faults_wanted
+    line = f"{replay.name}: {faults:,} faults; Linux recorded {replay.plan.faults_recorded:,}"
+    if wanted:
+        line += f", and {wanted:,} in its twin (ratio {faults / wanted:.3f})"
+    out.print(line)
+    if replay.without_thp:
+        out.print(f"  without THP, as its twin shows: {', '.join(sorted(replay.without_thp))}")
+    if wanted and replay.twin and abs(faults / wanted - 1) > NEAR:
+        theirs = recorded_by_region(replay.twin)
+        for region in sorted(set(theirs) | set(replay.by_region)):
+            if theirs[region] != replay.by_region[region]:
+                out.print(f"  {region}: {replay.by_region[region]:,} here, {theirs[region]:,} there")
