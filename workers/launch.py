@@ -95,11 +95,11 @@ class Crew:
 
     def _look(self, tick: Callable[[], None] | None) -> None:
         sentinels = [*self._processes, *(r for _, _, r in self._processes.values() if not r.closed)]
-        for ready in wait_any(sentinels, timeout=TICK_SECONDS):
-            if isinstance(ready, int):
-                self._ended(ready)
-            else:
-                self._receive(ready)
+        ready = wait_any(sentinels, timeout=TICK_SECONDS)
+        for receiver in (r for r in ready if not isinstance(r, int)):  # Pipes first: _ended() closes its process's.
+            self._receive(receiver)
+        for sentinel in (r for r in ready if isinstance(r, int)):
+            self._ended(sentinel)
         if system.panicked.load() and self.outcome.kind == "done":
             self._bug()
         self._check_movement()
@@ -124,6 +124,7 @@ class Crew:
         process.join()
         while not receiver.closed and receiver.poll():
             self._receive(receiver)
+        receiver.close()
         del self._processes[sentinel]
         code = process.exitcode
         if code == 0 or self.outcome.kind != "done":
@@ -158,7 +159,7 @@ class Crew:
                 system.panicked.store(1)
 
     def _report(self, what: str) -> str:
-        return report_text(self.machine.config, what)
+        return report_text(self.machine.config, what=what)
 
     def _finish(self) -> None:
         """Ask everybody to stop, give them time, end who does not."""

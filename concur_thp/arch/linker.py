@@ -13,7 +13,6 @@ plain Python that it is: sound for one CPU.
 import ast
 import ctypes
 import functools
-import hashlib
 import inspect
 import types
 from collections.abc import Callable, Iterator
@@ -21,9 +20,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from concur_thp.arch import builtins as intrinsics
+from concur_thp.arch.expressions import INT, TranslateError
 from concur_thp.arch.shared import SharedArray, SharedOne, Word
 from concur_thp.arch.struct import Struct, signed
-from concur_thp.arch.translate import INT, TranslateError, parse
+from concur_thp.arch.translate import parse
 from concur_thp.config import Param
 
 SLOTS = (ctypes.c_int64 * 8192)()
@@ -39,7 +39,7 @@ class Source:
     def __init__(self, function: Callable[..., Any]):
         Source.every.append(self)
         assert isinstance(function, types.FunctionType)
-        functools.update_wrapper(self, function)
+        functools.update_wrapper(self, function)  # type: ignore[arg-type]
         self.function = function
         self.name = function.__name__
         self.filename = function.__code__.co_filename

@@ -18,10 +18,13 @@ from typing import Any
 import llvmlite
 import llvmlite.binding as llvm
 
-from concur_thp.arch import linker, translate
+from concur_thp.arch import builtins, expressions, linker, shared, struct, translate
 from concur_thp.arch.linker import SLOTS, Kernel
 from concur_thp.arch.shared import Word
 from concur_thp.config import Param
+
+DIGEST_BYTES = 32
+PACKAGE = Path(__file__).resolve().parent.parent
 
 Progress = Callable[[int, int], None]
 """Called with (compiled so far, to compile)."""
@@ -39,7 +42,7 @@ def _toolchain() -> str:
     """What every object depends on besides its source."""
     parts = [f"llvmlite {llvmlite.__version__}", f"python {sys.version_info[:2]}", llvm.get_host_cpu_name(),
              llvm.get_host_cpu_features().flatten(), llvm.get_process_triple()]
-    for module in (translate, translate.intrinsics, sys.modules[__name__]):
+    for module in (translate, expressions, builtins, linker, shared, struct, sys.modules[__name__]):
         parts.append(Path(str(module.__file__)).read_text())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -50,7 +53,7 @@ def _target_machine() -> Any:
     llvm.initialize_native_asmprinter()
     target = llvm.Target.from_default_triple()
     return target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(),
-                                        opt=2, reloc="pic", codemodel="large")
+                                        opt=2, reloc="static", codemodel="large")
 
 
 def symbol_of(source: Kernel, label: str = "") -> str:
@@ -78,25 +81,38 @@ def _key(source: Kernel, symbol: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
+def _path(source: Kernel, symbol: str) -> Path:
+    key = _key(source, symbol)
+    return cache_dir() / "objects" / key[:2] / key
+
+
 def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all: other processes may be reading or writing the same cache."""
+    """Whole or not at all, behind its digest: other processes may be reading or writing the same cache."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(data)
+        file.write(hashlib.sha256(data).digest() + data)
     os.replace(file.name, path)
+
+
+def _read(path: Path) -> bytes | None:
+    """What _write() wrote, None when it is not there or damaged."""
+    try:
+        whole = path.read_bytes()
+    except OSError:
+        return None
+    digest, data = whole[:DIGEST_BYTES], whole[DIGEST_BYTES:]
+    return data if hashlib.sha256(data).digest() == digest else None
 
 
 def object_for(source: Kernel, symbol: str = "") -> bytes:
     """The object of one function, from the cache or compiled now."""
     symbol = symbol or symbol_of(source)
-    key = _key(source, symbol)
-    path = cache_dir() / "objects" / key[:2] / key
-    try:
-        return path.read_bytes()
-    except OSError:
+    path = _path(source, symbol)
+    data = _read(path)
+    if data is None:
         data = compile_object(source, symbol)
         _write(path, data)
-        return data
+    return data
 
 
 @functools.cache
@@ -148,29 +164,23 @@ def link(kernels: Iterable[Kernel] | None = None, progress: Progress | None = No
 
 def _objects(kernels: list[Kernel], progress: Progress | None) -> dict[str, bytes]:
     own = [k for k in kernels if k.unique.startswith("concur_thp.")]
-    bundle = cache_dir() / f"bundle-{_bundle_key(own)}"
-    objects: dict[str, bytes] = {}
-    try:
-        objects = pickle.loads(bundle.read_bytes())
-    except (OSError, pickle.UnpicklingError, EOFError):
-        build(own, progress)
-        objects = {symbol_of(k): object_for(k) for k in own}
+    bundle = cache_dir() / f"bundle-{_bundle_key()}"
+    stored = _read(bundle)
+    objects: dict[str, bytes] = pickle.loads(stored) if stored is not None else {}
+    missing = [k for k in own if symbol_of(k) not in objects]
+    if missing:
+        build(missing, progress)
+        objects |= {symbol_of(k): object_for(k) for k in missing}
         _write(bundle, pickle.dumps(objects))
-    return objects | {symbol_of(k): object_for(k) for k in kernels if k not in set(own)}
+    return {symbol_of(k): objects.get(symbol_of(k)) or object_for(k) for k in kernels}
 
 
-def _bundle_key(kernels: list[Kernel]) -> str:
+def _bundle_key() -> str:
     digest = hashlib.sha256(f"{_toolchain()} {Param.order}".encode())
-    for name in sorted({k.filename for k in kernels} | _package_files()):
-        digest.update(Path(name).read_bytes())
-    for k in kernels:
-        digest.update(k.unique.encode())
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(str(path.relative_to(PACKAGE)).encode())
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:40]
-
-
-def _package_files() -> set[str]:
-    root = Path(__file__).resolve().parent.parent
-    return {str(path) for path in root.rglob("*.py")}
 
 
 def build(kernels: list[Kernel], progress: Progress | None = None, processes: int | None = None) -> int:
@@ -198,8 +208,7 @@ def _compile_slot(slot: int) -> None:
 
 
 def _cached(source: Kernel) -> bool:
-    key = _key(source, symbol_of(source))
-    return (cache_dir() / "objects" / key[:2] / key).exists()
+    return _read(_path(source, symbol_of(source))) is not None
 
 
 __all__ = ["build", "cache_dir", "compile_object", "link", "linker", "load", "object_for", "symbol_of"]

@@ -18,13 +18,25 @@ def _number(law: Law) -> tuple[int, int]:
     return (0, int(law.id[1:])) if law.id[0] == "Q" else (1, 0)
 
 
-LAWS: tuple[Law, ...] = tuple(sorted(
-    (law for module in (audit_frames, audit_counts, audit_tables, audit_tlb, audit_rmap, audit_misc) for law in module.LAWS),
-    key=_number))
+LAWS: tuple[Law, ...] = tuple(
+    sorted(
+        (
+            law
+            for module in (audit_frames, audit_counts, audit_tables, audit_tlb, audit_rmap, audit_misc)
+            for law in module.LAWS
+        ),
+        key=_number,
+    )
+)
 
 
-def audit(config: MachineConfig, *, pins: Mapping[int, int] | None = None, expect_empty: bool = False,
-          only: set[str] | None = None) -> AuditResult:
+def audit(
+    config: MachineConfig,
+    *,
+    pins: Mapping[int, int] | None = None,
+    expect_empty: bool = False,
+    only: set[str] | None = None,
+) -> AuditResult:
     """Check every law (or `only` some) of the booted machine.
 
     `pins`: references the caller itself holds, pfn -> number. `expect_empty`: everything has exited and the caches are

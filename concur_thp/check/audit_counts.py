@@ -22,8 +22,12 @@ from concur_thp.mm.mm_types import (
 from concur_thp.mm.page_flags import PG_double_map, PG_head, PG_mlocked, PG_reserved, PG_swapbacked
 from concur_thp.mm.vmstat import Stat
 
-RSS_NAMES = {MM_FILEPAGES: "MM_FILEPAGES", MM_ANONPAGES: "MM_ANONPAGES", MM_SWAPENTS: "MM_SWAPENTS",
-             MM_SHMEMPAGES: "MM_SHMEMPAGES"}
+RSS_NAMES = {
+    MM_FILEPAGES: "MM_FILEPAGES",
+    MM_ANONPAGES: "MM_ANONPAGES",
+    MM_SWAPENTS: "MM_SWAPENTS",
+    MM_SHMEMPAGES: "MM_SHMEMPAGES",
+}
 
 
 def pagevec_entries(facts: Facts) -> Column:
@@ -37,12 +41,17 @@ def pagevec_entries(facts: Facts) -> Column:
 
 def expected_references(facts: Facts) -> dict[str, Column]:
     """Who holds references, each as a column over frames; what tails are owed is on their heads."""
+
     def to_heads(column: Column) -> Column:
         at = np.flatnonzero(column)
         return np.bincount(facts.head_of[at], weights=column[at], minlength=facts.frames).astype(np.int64)
 
     cache = np.bincount(facts.cached[2], minlength=facts.frames)
-    kept = (facts.page_type == PAGE_TYPE_TABLE) | (facts.page_type == PAGE_TYPE_RESERVED) | facts.has(PG_reserved)
+    kept = (
+        (facts.page_type == PAGE_TYPE_TABLE)
+        | (facts.page_type == PAGE_TYPE_RESERVED)
+        | facts.has(PG_reserved)
+    )
     for pfn in (facts.zero_pfn, facts.huge_zero_pfn):
         if 0 < pfn < facts.frames:
             kept[pfn] = True
@@ -50,8 +59,12 @@ def expected_references(facts: Facts) -> dict[str, Column]:
     for pfn, count in facts.pins.items():
         pins[pfn] += count
     return {
-        "pmds": facts.pmd_maps, "ptes": to_heads(facts.pte_maps), "page cache": to_heads(cache),
-        "pagevecs": to_heads(pagevec_entries(facts)), "pins": to_heads(pins), "own": kept.astype(np.int64),
+        "pmds": facts.pmd_maps,
+        "ptes": to_heads(facts.pte_maps),
+        "page cache": to_heads(cache),
+        "pagevecs": to_heads(pagevec_entries(facts)),
+        "pins": to_heads(pins),
+        "own": kept.astype(np.int64),
     }
 
 
@@ -75,14 +88,26 @@ def law_mapcount(facts: Facts, report: Report) -> None:
     small = ~facts.is_tail & ~facts.has(PG_head)
     want = facts.pte_maps - 1
     got = facts.mapcount
-    report.each(small & (got != want), lambda pfn: f"pfn {pfn:#x} has _mapcount {got[pfn]}, {want[pfn] + 1} ptes map it",
-                pfn=np.arange(facts.frames))
+    report.each(
+        small & (got != want),
+        lambda pfn: f"pfn {pfn:#x} has _mapcount {got[pfn]}, {want[pfn] + 1} ptes map it",
+        pfn=np.arange(facts.frames),
+    )
     stray = np.flatnonzero((facts.pmd_maps > 0) & ~facts.has(PG_head))
-    report.each(np.ones(len(stray), dtype=bool), lambda i: f"pfn {stray[i]:#x} is mapped by a pmd and is no head", pfn=stray)
+    report.each(
+        np.ones(len(stray), dtype=bool),
+        lambda i: f"pfn {stray[i]:#x} is mapped by a pmd and is no head",
+        pfn=stray,
+    )
     unowned = np.isin(facts.page_type, (PAGE_TYPE_TABLE, PAGE_TYPE_BUDDY, PAGE_TYPE_PCP, PAGE_TYPE_RESERVED))
     unowned &= facts.pte_maps > 0
-    report.each(unowned, lambda pfn: f"pfn {pfn:#x} is mapped by {facts.pte_maps[pfn]} ptes and has page type "
-                f"{facts.page_type[pfn]}", pfn=np.arange(facts.frames))
+    report.each(
+        unowned,
+        lambda pfn: (
+            f"pfn {pfn:#x} is mapped by {facts.pte_maps[pfn]} ptes and has page type {facts.page_type[pfn]}"
+        ),
+        pfn=np.arange(facts.frames),
+    )
 
 
 def _huge_mapcounts(facts: Facts, report: Report) -> None:
@@ -90,8 +115,11 @@ def _huge_mapcounts(facts: Facts, report: Report) -> None:
     rows = facts.tails_of(heads)
     mapped = facts.pmd_maps[heads]
     stored = facts.page["compound_mapcount"][heads + 1].astype(np.int64) + 1
-    report.each(stored != mapped, lambda i: f"head pfn {heads[i]:#x} has compound_mapcount {stored[i] - 1}, "
-                f"{mapped[i]} pmds map it", pfn=heads)
+    report.each(
+        stored != mapped,
+        lambda i: f"head pfn {heads[i]:#x} has compound_mapcount {stored[i] - 1}, {mapped[i]} pmds map it",
+        pfn=heads,
+    )
     double = double_map(facts, heads)
     anon = (facts.mapping[heads] & PAGE_MAPPING_ANON) != 0
     offset = np.where(anon, double, mapped)
@@ -101,9 +129,11 @@ def _huge_mapcounts(facts: Facts, report: Report) -> None:
 
     def describe(i: int) -> str:
         at = int(np.flatnonzero(wrong[i])[0])
-        return (f"subpage {at} of head pfn {heads[i]:#x} has _mapcount {got[i, at]}, should be {want[i, at]} "
-                f"({facts.pte_maps[rows[i, at]]} ptes, {mapped[i]} pmds, DoubleMap {double[i]}); "
-                f"{int(wrong[i].sum())} subpages are wrong")
+        return (
+            f"subpage {at} of head pfn {heads[i]:#x} has _mapcount {got[i, at]}, should be {want[i, at]} "
+            f"({facts.pte_maps[rows[i, at]]} ptes, {mapped[i]} pmds, DoubleMap {double[i]}); "
+            f"{int(wrong[i].sum())} subpages are wrong"
+        )
 
     report.each(wrong.any(axis=1), describe, pfn=heads)
     alone = anon & (double != 0) & (mapped == 0)
@@ -125,9 +155,11 @@ def law_rss(facts: Facts, report: Report) -> None:
         np.add.at(want, (entries.mm, _kind(facts, entries.pfn)), weight)
     got = facts.mm["rss"][mms]
     for kind, name in RSS_NAMES.items():
-        report.each(got[:, kind] != want[mms, kind],
-                    lambda i, k=kind, n=name: f"mm {mms[i]}: {n} is {got[i, k]}, its entries say {want[mms[i], k]}",  # type: ignore[misc]
-                    mm=mms)
+        report.each(
+            got[:, kind] != want[mms, kind],
+            lambda i, k=kind, n=name: f"mm {mms[i]}: {n} is {got[i, k]}, its entries say {want[mms[i], k]}",  # type: ignore[misc]
+            mm=mms,
+        )
 
 
 def _kind(facts: Facts, pfn: Column) -> Column:
@@ -154,7 +186,8 @@ def law_stats(facts: Facts, report: Report) -> None:
         Stat.NR_ANON_MAPPED: int((small & anon).sum()) + int(np.where(whole, facts.nr, subpages).sum()),
         Stat.NR_FILE_MAPPED: int((small & ~anon).sum()),
         Stat.NR_FILE_PAGES: len(facts.cached[2]),
-        Stat.NR_SHMEM_THPS: 0, Stat.NR_SHMEM_PMDMAPPED: 0,
+        Stat.NR_SHMEM_THPS: 0,
+        Stat.NR_SHMEM_PMDMAPPED: 0,
         Stat.NR_PAGETABLE: int((facts.page_type == PAGE_TYPE_TABLE).sum()),
         Stat.NR_MLOCK: int(np.where(facts.has(PG_head)[mlocked], facts.nr, 1).sum()),
     }
@@ -165,8 +198,12 @@ def law_stats(facts: Facts, report: Report) -> None:
 
 
 LAWS = (
-    Law("Q4", "references", "_refcount is the number of those who hold references: entries, cache, pagevecs, pins",
-        law_references),
+    Law(
+        "Q4",
+        "references",
+        "_refcount is the number of those who hold references: entries, cache, pagevecs, pins",
+        law_references,
+    ),
     Law("Q5", "mapcounts", "_mapcount and compound_mapcount say how many entries map the page", law_mapcount),
     Law("Q9", "rss", "the rss counters are what the page tables hold", law_rss),
     Law("Q16", "statistics", "the node's levels are what there is", law_stats),

@@ -1,15 +1,14 @@
 """Laws about frames: each is in exactly one place, free ones are clean and merged, tails are tails (Q1, Q2, Q3, Q20)."""
 
-import functools
-
 import numpy as np
 
+from concur_thp.arch.system import system
 from concur_thp.check.facts import Facts
+from concur_thp.check.free_lists import FreeLists, free_counts, free_lists
 from concur_thp.check.report import Law, Report
-from concur_thp.check.views import Column, chain, column, view
+from concur_thp.check.views import Column
 from concur_thp.config import MAX_ORDER
 from concur_thp.mm.mm_types import (
-    MIGRATE_TYPES,
     NIL,
     NR_ZONES,
     PAGE_TYPE_BUDDY,
@@ -18,101 +17,32 @@ from concur_thp.mm.mm_types import (
     PAGE_TYPE_RESERVED,
     PAGE_TYPE_TABLE,
     TAIL_MAPPING,
-    mm_globals,
-    zones,
 )
 from concur_thp.mm.page_flags import PG_head, PG_reserved
 
 STATES = ("in a free block", "on a pcp list", "small page in use", "head", "tail", "page table", "reserved")
 
 
-class FreeLists:
-    """The buddy and pcp lists of a machine, followed once."""
-
-    def __init__(self, facts: Facts):
-        self.errors: list[str] = []
-        self.zone = view(zones, NR_ZONES)
-        pfns, orders, owners, types = [], [], [], []
-        for zone in range(NR_ZONES):
-            for order in range(int(MAX_ORDER)):
-                for kind in range(MIGRATE_TYPES):
-                    head = int(self.zone["free_area"]["head"][zone, order, kind])
-                    found = self._follow(facts, head, f"free list zone {zone} order {order} type {kind}")
-                    pfns += found
-                    orders += [order] * len(found)
-                    owners += [zone] * len(found)
-                    types += [kind] * len(found)
-        self.pfn, self.order = np.array(pfns, dtype=np.int64), np.array(orders, dtype=np.int64)
-        self.owner, self.kind = np.array(owners, dtype=np.int64), np.array(types, dtype=np.int64)
-        self.pcp, self.pcp_count = self._pcp(facts)
-
-    def _follow(self, facts: Facts, head: int, what: str) -> list[int]:
-        if head == 0 and not self._is_used():
-            return []  # zones without an allocator: a machine whose memory is not set up
-        found, wrong = chain(facts.lru_next, head, facts.frames, NIL)
-        if wrong:
-            self.errors.append(f"{what}: {wrong}")
-        return found
-
-    @functools.cache  # noqa: B019 - lives as long as one audit
-    def _is_used(self) -> bool:
-        return bool((self.zone["end_pfn"] > 0).any())
-
-    def _pcp(self, facts: Facts) -> tuple[Column, list[tuple[int, int, int, int]]]:
-        """Frames on pcp lists, and for each list (cpu, list, length, count word)."""
-        pfns: list[int] = []
-        counts = []
-        if not self._is_used():
-            return np.zeros(0, np.int64), []
-        for cpu in range(facts.config.cpus):
-            heads = facts.percpu["pcp"]["head"][cpu].tolist()
-            words = facts.percpu["pcp"]["count"][cpu].tolist()
-            for number, (head, count) in enumerate(zip(heads, words, strict=True)):
-                found = self._follow(facts, head, f"pcp list {number} of cpu {cpu}")
-                pfns += found
-                counts.append((cpu, number, len(found), count))
-        return np.array(pfns, dtype=np.int64), counts
-
-
-def free_lists(facts: Facts) -> FreeLists:
-    """The free lists, followed once for each audit."""
-    found = vars(facts).get("free_lists")
-    if found is None:
-        found = vars(facts)["free_lists"] = FreeLists(facts)
-    assert isinstance(found, FreeLists)
-    return found
-
-
-def free_mask(facts: Facts) -> tuple[Column, Column]:
-    """How many free blocks, and how many pcp entries, each frame is in."""
-    lists = free_lists(facts)
-    edges = np.zeros(facts.frames + 1, dtype=np.int64)
-    np.add.at(edges, lists.pfn, 1)
-    np.add.at(edges, np.minimum(lists.pfn + (1 << lists.order), facts.frames), -1)
-    return np.cumsum(edges)[:-1], np.bincount(lists.pcp, minlength=facts.frames)
-
-
 def states(facts: Facts) -> Column:
     """One row for each of STATES: how often each frame is in it."""
-    blocks, pcp = free_mask(facts)
+    blocks, pcp = free_counts(facts)
     head, tail, kind = facts.has(PG_head), facts.is_tail, facts.page_type
     reserved = facts.has(PG_reserved) | (kind == PAGE_TYPE_RESERVED)
     table = kind == PAGE_TYPE_TABLE
     small = (facts.refcount != 0) & ~head & ~tail & ~table & ~reserved
-    return np.stack([blocks, pcp, small, head, tail, table, reserved]).astype(np.int64)
+    return np.stack([blocks, pcp, small, head, tail, table, reserved]).astype(np.int8)
 
 
 def law_frames(facts: Facts, report: Report) -> None:
-    """Q1. Also the one half of Q20: no frame is lost."""
+    """Q1."""
     table = states(facts)
     total = table.sum(axis=0)
-
-    def describe(pfn: int) -> str:
-        at = [STATES[n] for n in np.flatnonzero(table[:, pfn])]
+    report.checks += facts.frames
+    for pfn in np.flatnonzero(total != 1):
+        places = [STATES[n] for n in np.flatnonzero(table[:, pfn])]
         twice = " (more than once)" if (table[:, pfn] > 1).any() else ""
-        return f"pfn {pfn:#x} is {' and '.join(at) + twice if at else 'in no state: nobody has it and it is not free'}"
-
-    report.each(total != 1, describe, pfn=np.arange(facts.frames))
+        what = " and ".join(places) + twice if places else "in no state: nobody has it and it is not free"
+        report.broken("pfn {pfn:#x} is {what}", pfn=int(pfn), what=what)
 
 
 def law_buddy(facts: Facts, report: Report) -> None:
@@ -124,27 +54,22 @@ def law_buddy(facts: Facts, report: Report) -> None:
     _unmerged(facts, report, lists)
     _free_pages_clean(facts, report, lists)
     _free_counts(report, lists)
-    lost = np.flatnonzero(facts.page_type == PAGE_TYPE_BUDDY)
+    marked = np.flatnonzero(facts.page_type == PAGE_TYPE_BUDDY)
     on_list = np.zeros(facts.frames, dtype=bool)
     on_list[lists.pfn] = True
-    report.each(~on_list[lost], lambda i: f"pfn {lost[i]:#x} is PageBuddy but on no free list", pfn=lost)
+    report.each(~on_list[marked], "pfn {pfn:#x} is PageBuddy but on no free list", pfn=marked)
 
 
 def _blocks(facts: Facts, report: Report, lists: FreeLists) -> None:
     """Each block: aligned, inside its zone, PageBuddy of its order, of the type of its list."""
     pfn, order, zone = lists.pfn, lists.order, lists.owner
-    private = facts.page["private"][pfn]
+    private, kind, listed_as = facts.page["private"][pfn], facts.page_type[pfn], facts.page["_free_type"][pfn]
     good = (pfn & ((1 << order) - 1)) == 0
-    good &= (facts.page_type[pfn] == PAGE_TYPE_BUDDY) & (private == order)
+    good &= (kind == PAGE_TYPE_BUDDY) & (private == order) & (listed_as == lists.kind)
     good &= (pfn >= lists.zone["start_pfn"][zone]) & (pfn + (1 << order) <= lists.zone["end_pfn"][zone])
-    good &= facts.page["_free_type"][pfn] == lists.kind
-
-    def describe(i: int) -> str:
-        return (f"free block pfn {pfn[i]:#x} on the list of order {order[i]}, zone {zone[i]}, type {lists.kind[i]}: "
-                f"page type {facts.page_type[pfn[i]]}, private {private[i]}, "
-                f"its type {facts.page['_free_type'][pfn[i]]}, or not aligned, or outside the zone")
-
-    report.each(~good, describe, pfn=pfn)
+    report.each(~good, "free block pfn {pfn:#x} on the list of order {order}, zone {zone}, type {kind}: page type {is_a}, "
+                "private {private}, its type {listed_as}, or not aligned, or outside the zone",
+                pfn=pfn, order=order, zone=zone, kind=lists.kind, is_a=kind, private=private, listed_as=listed_as)
 
 
 def _unmerged(facts: Facts, report: Report, lists: FreeLists) -> None:
@@ -155,92 +80,85 @@ def _unmerged(facts: Facts, report: Report, lists: FreeLists) -> None:
     buddy = lists.pfn + (1 << lists.order)
     same_zone = buddy < lists.zone["end_pfn"][lists.owner]
     free = order_of[np.minimum(buddy, facts.frames - 1)] == lists.order
-    report.each(lower & same_zone & free,
-                lambda i: f"free buddies pfn {lists.pfn[i]:#x} and {buddy[i]:#x} of order {lists.order[i]} are not merged",
-                pfn=lists.pfn)
+    report.each(lower & same_zone & free, "free buddies pfn {pfn:#x} and {buddy:#x} of order {order} are not merged",
+                pfn=lists.pfn, buddy=buddy, order=lists.order)
 
 
 def _free_pages_clean(facts: Facts, report: Report, lists: FreeLists) -> None:
     """A free page carries nothing of its last life."""
-    blocks, pcp = free_mask(facts)
-    pfn = np.flatnonzero((blocks > 0) | (pcp > 0))
-    first = np.zeros(facts.frames, dtype=bool)
-    first[lists.pfn] = True
-    kind = np.where(pcp[pfn] > 0, PAGE_TYPE_PCP, np.where(first[pfn], PAGE_TYPE_BUDDY, PAGE_TYPE_NONE))
-    columns = (
-        ("_refcount", facts.refcount[pfn], 0), ("_mapcount", facts.mapcount[pfn], -1),
-        ("mapping", facts.mapping[pfn], 0), ("flags", facts.flags[pfn], 0),
-        ("compound_head", facts.compound_head[pfn], 0), ("page_type", facts.page_type[pfn], kind),
-    )
+    blocks, pcp = free_counts(facts)
+    free = (blocks > 0) | (pcp > 0)
+    kind = np.full(facts.frames, PAGE_TYPE_NONE)
+    kind[lists.pfn] = PAGE_TYPE_BUDDY
+    kind[pcp > 0] = PAGE_TYPE_PCP
+    columns = (("_refcount", facts.refcount, 0), ("_mapcount", facts.mapcount, -1), ("mapping", facts.mapping, 0),
+               ("flags", facts.flags, 0), ("compound_head", facts.compound_head, 0), ("page_type", facts.page_type, kind))
+    pfn = np.arange(facts.frames)
     for name, values, want in columns:
-        report.each(values != want, lambda i, n=name, v=values: f"free pfn {pfn[i]:#x} has {n} {v[i]:#x}",  # type: ignore[misc]
-                    pfn=pfn)
+        report.each(free & (values != want), "free pfn {pfn:#x} has {name} {value:#x}", pfn=pfn, name=name, value=values)
 
 
 def _free_counts(report: Report, lists: FreeLists) -> None:
     """nr_free of each area, nr_free_pages of each zone, the counts of the pcp lists."""
     for zone in range(NR_ZONES):
-        mine = lists.owner == zone
-        pages = int((1 << lists.order[mine]).sum())
-        word = int(lists.zone["nr_free_pages"][zone])
-        report.check(pages == word, f"zone {zone}: {pages} pages on its free lists, nr_free_pages {word}", zone=zone)
+        mine = lists.order[lists.owner == zone]
+        pages, word = int((1 << mine).sum()), int(lists.zone["nr_free_pages"][zone])
+        report.check(pages == word, f"zone {zone}: {pages} pages on its free lists, nr_free_pages {word}")
         for order in range(int(MAX_ORDER)):
-            blocks = int((lists.order[mine] == order).sum())
-            word = int(lists.zone["free_area"]["nr_free"][zone, order])
-            report.check(blocks == word, f"zone {zone} order {order}: {blocks} free blocks, nr_free {word}", zone=zone)
-    for cpu, number, length, count in lists.pcp_count:
-        report.check(length == count, f"pcp list {number} of cpu {cpu}: {length} pages, count {count}", cpu=cpu)
+            blocks, word = int((mine == order).sum()), int(lists.zone["free_area"]["nr_free"][zone, order])
+            report.check(blocks == word, f"zone {zone} order {order}: {blocks} free blocks, nr_free {word}")
+    for cpu, number, length, count in lists.pcp_counts:
+        report.check(length == count, "pcp list {number} of cpu {cpu}: {length} pages, count {count}",
+                     cpu=cpu, number=number, length=length, count=count)
 
 
 def law_tails(facts: Facts, report: Report) -> None:
     """Q3 and I12."""
     tails = np.flatnonzero(facts.is_tail)
-    count = facts.refcount[tails]
-    report.each(count != 0, lambda i: f"tail pfn {tails[i]:#x} has _refcount {count[i]}", pfn=tails)
+    report.each(facts.refcount[tails] != 0, "tail pfn {pfn:#x} has _refcount {count}", pfn=tails, count=facts.refcount[tails])
+    owner = facts.head_of[tails]
+    report.each(~facts.has(PG_head)[owner], "tail pfn {pfn:#x} points to {owner:#x}, which is no head", pfn=tails, owner=owner)
     heads = facts.heads
-    rows = facts.tails_of(heads)
+    rows = facts.subpages(heads)
     right = facts.compound_head[rows[:, 1:]] == ((heads << 1) | 1)[:, None]
-    report.each(~right.all(axis=1), lambda i: f"head pfn {heads[i]:#x}: not all tails point to it", pfn=heads)
-    report.each(heads & (facts.nr - 1) != 0, lambda i: f"head pfn {heads[i]:#x} is not aligned", pfn=heads)
     order = facts.page["compound_order"][heads + 1]
-    report.each(order != facts.order, lambda i: f"head pfn {heads[i]:#x} has compound_order {order[i]}", pfn=heads)
-    own = ~facts.has(PG_head)[facts.head_of[tails]]
-    report.each(own, lambda i: f"tail pfn {tails[i]:#x} points to {facts.head_of[tails[i]]:#x}, which is no head", pfn=tails)
-    poisoned = np.delete(rows, [0, 2], axis=1)
-    intact = (facts.mapping[poisoned] == TAIL_MAPPING).all(axis=1)
-    report.each(~intact, lambda i: f"head pfn {heads[i]:#x}: a tail's mapping is not TAIL_MAPPING", pfn=heads)
-    report.each(facts.refcount[heads] == 0, lambda i: f"head pfn {heads[i]:#x} has no reference", pfn=heads)
+    poisoned = facts.mapping[np.delete(rows, [0, 2], axis=1)] == TAIL_MAPPING  # tail 2 has the deferred split link there
+    for bad, text in (
+        (~right.all(axis=1), "head pfn {pfn:#x}: not all tails point to it"),
+        (heads & (facts.nr - 1) != 0, "head pfn {pfn:#x} is not aligned"),
+        (order != facts.order, "head pfn {pfn:#x} has compound_order {order}"),
+        (~poisoned.all(axis=1), "head pfn {pfn:#x}: a tail's mapping is not TAIL_MAPPING"),
+        (facts.refcount[heads] <= 0, "head pfn {pfn:#x} has _refcount {count}"),
+    ):
+        report.each(bad, text, pfn=heads, order=order, count=facts.refcount[heads])
 
 
 def law_leak(facts: Facts, report: Report) -> None:
     """Q20: with `expect_empty`, every frame that is nobody's by design is free, and blocks have merged."""
-    report.check(int(mm_globals.nr_frames) == facts.frames, f"nr_frames {int(mm_globals.nr_frames)}, booted with {facts.frames}")
+    report.check(system.nr_frames == facts.frames, f"nr_frames is {system.nr_frames}, the machine has {facts.frames}")
     if not facts.expect_empty:
         return
-    blocks, pcp = free_mask(facts)
-    lists = free_lists(facts)
+    blocks, pcp = free_counts(facts)
     kept = facts.has(PG_reserved) | (facts.page_type == PAGE_TYPE_RESERVED)
-    kept[[facts.zero_pfn]] = True
+    kept[facts.zero_pfn] = True
     if facts.huge_zero_pfn != NIL:
         kept[facts.huge_zero_pfn : facts.huge_zero_pfn + facts.nr] = True
     pfns = np.arange(facts.frames)
-    lost = (blocks == 0) & (pcp == 0) & ~kept
-    report.each(lost, lambda i: f"pfn {i:#x} is not free on an empty machine (_refcount {facts.refcount[i]})", pfn=pfns)
+    report.each((blocks == 0) & (pcp == 0) & ~kept, "pfn {pfn:#x} is not free on an empty machine (_refcount {count})",
+                pfn=pfns, count=facts.refcount)
+    _all_merged(facts, report, pfns[kept | (pcp > 0)])
+
+
+def _all_merged(facts: Facts, report: Report, exempt: Column) -> None:
+    """Every block of the largest order without `exempt` frames is on its free list as a whole."""
+    lists = free_lists(facts)
     top = int(MAX_ORDER) - 1
-    block = pfns >> top << top
-    spoiled = np.zeros(facts.frames, dtype=bool)
-    spoiled[block[kept | (pcp > 0)]] = True
-    whole = np.zeros(facts.frames, dtype=bool)
-    whole[lists.pfn[lists.order == top]] = True
-    firsts = np.flatnonzero((pfns == block) & ~spoiled & _in_one_zone(lists, pfns, 1 << top))
-    report.each(~whole[firsts], lambda i: f"block pfn {firsts[i]:#x} has not merged to order {top}", pfn=firsts)
-
-
-def _in_one_zone(lists: FreeLists, pfns: Column, size: int) -> Column:
-    found = np.zeros(len(pfns), dtype=bool)
-    for start, end in zip(column(lists.zone, "start_pfn"), column(lists.zone, "end_pfn"), strict=True):
-        found |= (pfns >= start) & (pfns + size <= end)
-    return found
+    first = np.arange(0, facts.frames, 1 << top)
+    zone_start, zone_end = lists.zone["start_pfn"], lists.zone["end_pfn"]
+    inside = (first[:, None] >= zone_start) & (first[:, None] + (1 << top) <= zone_end)
+    whole = lists.pfn[lists.order == top]
+    bad = inside.any(axis=1) & ~np.isin(first, exempt >> top << top) & ~np.isin(first, whole)
+    report.each(bad, "block pfn {pfn:#x} has not merged to order {order}", pfn=first, order=top)
 
 
 LAWS = (

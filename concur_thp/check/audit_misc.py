@@ -1,5 +1,7 @@
 """Laws about lists and locks: deferred splits, LRU, the huge zero page, khugepaged, locks, data (Q11-Q14, Q18, Q19)."""
 
+import sys
+
 import numpy as np
 
 from concur_thp.arch.cpu import cpus
@@ -31,8 +33,13 @@ from concur_thp.mm.page_flags import (
 from concur_thp.sync.rwsem import RwSem
 from concur_thp.sync.spinlock import SpinLock
 
-LRU_NAMES = {LRU_INACTIVE_ANON: "inactive_anon", LRU_ACTIVE_ANON: "active_anon", LRU_INACTIVE_FILE: "inactive_file",
-             LRU_ACTIVE_FILE: "active_file", LRU_UNEVICTABLE: "unevictable"}
+LRU_NAMES = {
+    LRU_INACTIVE_ANON: "inactive_anon",
+    LRU_ACTIVE_ANON: "active_anon",
+    LRU_INACTIVE_FILE: "inactive_file",
+    LRU_ACTIVE_FILE: "active_file",
+    LRU_UNEVICTABLE: "unevictable",
+}
 
 
 def law_deferred(facts: Facts, report: Report) -> None:
@@ -59,15 +66,26 @@ def law_deferred(facts: Facts, report: Report) -> None:
     report.check(tail == (queue[-1] if queue else NIL), f"split_queue_tail is {tail:#x}")
     members = np.array(queue, dtype=np.int64)
     alive = (facts.refcount[members] > 0) & (facts.mapping[members] & PAGE_MAPPING_ANON != 0)
-    report.each(~alive, lambda i: f"pfn {members[i]:#x} on the deferred split queue is no live anonymous THP", pfn=members)
+    report.each(
+        ~alive,
+        lambda i: f"pfn {members[i]:#x} on the deferred split queue is no live anonymous THP",
+        pfn=members,
+    )
     thps = facts.heads[facts.mapping[facts.heads] & PAGE_MAPPING_ANON != 0]
     maps = facts.pte_maps[facts.tails_of(thps)]
     holes = (facts.pmd_maps[thps] == 0) & (maps.sum(axis=1) > 0) & (maps == 0).any(axis=1)
     queued = np.isin(thps, members)
-    report.each(holes & ~queued, lambda i: f"THP pfn {thps[i]:#x} has unmapped subpages and is not on the deferred split queue",
-                pfn=thps)
+    report.each(
+        holes & ~queued,
+        lambda i: f"THP pfn {thps[i]:#x} has unmapped subpages and is not on the deferred split queue",
+        pfn=thps,
+    )
     linked = links[thps + 2] != 0
-    report.each(linked & ~queued, lambda i: f"THP pfn {thps[i]:#x} looks queued and the queue does not have it", pfn=thps)
+    report.each(
+        linked & ~queued,
+        lambda i: f"THP pfn {thps[i]:#x} looks queued and the queue does not have it",
+        pfn=thps,
+    )
 
 
 def law_lru(facts: Facts, report: Report) -> None:
@@ -84,16 +102,37 @@ def law_lru(facts: Facts, report: Report) -> None:
         pfn = np.array(pages, dtype=np.int64)
         count += np.bincount(pfn, minlength=facts.frames)
         size = int(np.where(head[pfn], facts.nr, 1).sum())
-        report.check(size == int(lists["size"][number]), f"LRU list {name} has {size} pages, its size is {lists['size'][number]}")
+        report.check(
+            size == int(lists["size"][number]),
+            f"LRU list {name} has {size} pages, its size is {lists['size'][number]}",
+        )
         last = pages[-1] if pages else NIL
-        report.check(last == int(lists["tail"][number]), f"LRU list {name} ends at {last:#x}, its tail is {lists['tail'][number]:#x}")
+        report.check(
+            last == int(lists["tail"][number]),
+            f"LRU list {name} ends at {last:#x}, its tail is {lists['tail'][number]:#x}",
+        )
         before = np.concatenate([[NIL], pfn[:-1]])
-        report.each(facts.page["lru_prev"][pfn] != before, lambda i, p=pfn, n=name: f"LRU list {n}: lru_prev of pfn {p[i]:#x} "  # type: ignore[misc]
-                    "is wrong", pfn=pfn)
-        kind = np.where(flags[pfn] >> PG_unevictable & 1, LRU_UNEVICTABLE,
-                        (1 - (flags[pfn] >> PG_swapbacked & 1)) * 2 + (flags[pfn] >> PG_active & 1))
-        report.each(kind != number, lambda i, p=pfn, k=kind, n=name: f"pfn {p[i]:#x} is on {n} with the flags of "  # type: ignore[misc]
-                    f"{LRU_NAMES[int(k[i])]}", pfn=pfn)
+        report.each(
+            facts.page["lru_prev"][pfn] != before,
+            lambda i, p=pfn, n=name: (
+                f"LRU list {n}: lru_prev of pfn {p[i]:#x} "  # type: ignore[misc]
+                "is wrong"
+            ),
+            pfn=pfn,
+        )
+        kind = np.where(
+            flags[pfn] >> PG_unevictable & 1,
+            LRU_UNEVICTABLE,
+            (1 - (flags[pfn] >> PG_swapbacked & 1)) * 2 + (flags[pfn] >> PG_active & 1),
+        )
+        report.each(
+            kind != number,
+            lambda i, p=pfn, k=kind, n=name: (
+                f"pfn {p[i]:#x} is on {n} with the flags of "  # type: ignore[misc]
+                f"{LRU_NAMES[int(k[i])]}"
+            ),
+            pfn=pfn,
+        )
     _lru_flags(facts, report, count)
 
 
@@ -101,8 +140,11 @@ def _lru_flags(facts: Facts, report: Report, count: np.ndarray) -> None:
     """PG_lru says who is on a list, and everything that is mapped or cached is, or waits in a pagevec."""
     marked = facts.has(PG_lru)
     everyone = np.arange(facts.frames)
-    report.each((count == 1) != marked, lambda i: f"pfn {i:#x} is on {count[i]} LRU lists and its PG_lru is {int(marked[i])}",
-                pfn=everyone)
+    report.each(
+        (count == 1) != marked,
+        lambda i: f"pfn {i:#x} is on {count[i]} LRU lists and its PG_lru is {int(marked[i])}",
+        pfn=everyone,
+    )
     report.each(marked & facts.is_tail, lambda i: f"tail pfn {i:#x} has PG_lru", pfn=everyone)
     used = np.zeros(facts.frames, dtype=bool)
     used[facts.head_of[facts.pte.pfn]] = True
@@ -124,12 +166,17 @@ def law_huge_zero(facts: Facts, report: Report) -> None:
         report.check(count == 0, f"no huge zero page, its refcount is {count}")
         report.check(users == 0, f"no huge zero page, and {users} mms have MMF_HUGE_ZERO_PAGE")
     else:
-        report.check(count == 1 + users, f"huge_zero_refcount is {count}, with {users} mms that have MMF_HUGE_ZERO_PAGE")
+        report.check(
+            count == 1 + users,
+            f"huge_zero_refcount is {count}, with {users} mms that have MMF_HUGE_ZERO_PAGE",
+        )
         whole = 0 <= pfn < facts.frames and bool(facts.has(PG_head)[pfn])
         report.check(whole, f"the huge zero page pfn {pfn:#x} is no huge page", pfn=pfn)
         mine = facts.huge.mm[facts.huge.pfn == pfn]
         marked = facts.mm["flags"][mine] >> MMF_HUGE_ZERO_PAGE & 1 != 0
-        report.each(~marked, lambda i: f"mm {mine[i]} maps the huge zero page and has no reference to it", mm=mine)
+        report.each(
+            ~marked, lambda i: f"mm {mine[i]} maps the huge zero page and has no reference to it", mm=mine
+        )
 
 
 def law_khugepaged(facts: Facts, report: Report) -> None:
@@ -138,21 +185,38 @@ def law_khugepaged(facts: Facts, report: Report) -> None:
     slots, wrong = chain(facts.mm["slot_next"], int(scan["head"]), facts.config.mms + 1)
     if wrong:
         report.broken(f"khugepaged's list of mms: {wrong}")
-    report.check(int(scan["tail"]) == (slots[-1] if slots else 0), f"khugepaged's list ends at {slots[-1:]}, its tail is {scan['tail']}")
-    report.check(int(scan["mm_slot"]) in (0, *slots), f"khugepaged's cursor is at mm {scan['mm_slot']}, which is not on its list")
+    report.check(
+        int(scan["tail"]) == (slots[-1] if slots else 0),
+        f"khugepaged's list ends at {slots[-1:]}, its tail is {scan['tail']}",
+    )
+    report.check(
+        int(scan["mm_slot"]) in (0, *slots),
+        f"khugepaged's cursor is at mm {scan['mm_slot']}, which is not on its list",
+    )
     mms = facts.live_mms
     marked = facts.mm["flags"][mms] >> MMF_VM_HUGEPAGE & 1 != 0
     listed = np.isin(mms, slots)
-    report.each(marked != listed, lambda i: f"mm {mms[i]}: MMF_VM_HUGEPAGE {int(marked[i])}, on khugepaged's list {int(listed[i])}",
-                mm=mms)
+    report.each(
+        marked != listed,
+        lambda i: f"mm {mms[i]}: MMF_VM_HUGEPAGE {int(marked[i])}, on khugepaged's list {int(listed[i])}",
+        mm=mms,
+    )
     dead = np.setdiff1d(np.array(slots, dtype=np.int64), mms)
-    report.each(np.ones(len(dead), dtype=bool), lambda i: f"mm {dead[i]} on khugepaged's list is dead", mm=dead)
+    report.each(
+        np.ones(len(dead), dtype=bool), lambda i: f"mm {dead[i]} on khugepaged's list is dead", mm=dead
+    )
     users = facts.mm["mm_users"][mms]
     count = facts.mm["mm_count"][mms]
     want = (users > 0).astype(np.int64) + listed
-    report.each(count != want, lambda i: f"mm {mms[i]} has mm_count {count[i]}, should be {want[i]} (mm_users {users[i]})", mm=mms)
+    report.each(
+        count != want,
+        lambda i: f"mm {mms[i]} has mm_count {count[i]}, should be {want[i]} (mm_users {users[i]})",
+        mm=mms,
+    )
     pending = facts.mm["tlb_flush_pending"][mms]
-    report.each(pending != 0, lambda i: f"mm {mms[i]} has tlb_flush_pending {pending[i]} with nobody at work", mm=mms)
+    report.each(
+        pending != 0, lambda i: f"mm {mms[i]} has tlb_flush_pending {pending[i]} with nobody at work", mm=mms
+    )
 
 
 def law_locks(facts: Facts, report: Report) -> None:
@@ -174,7 +238,11 @@ def law_locks(facts: Facts, report: Report) -> None:
 def _embedded_locks(facts: Facts, report: Report) -> None:
     """Every lock in every struct but the pages: their rows say where they are."""
     for array in SharedArray.all.values():
-        fields = {n: f for n, f in getattr(array.struct, "FIELDS", {}).items() if f.struct in (SpinLock, RwSem) and not f.overlay}
+        fields = {
+            n: f
+            for n, f in getattr(array.struct, "FIELDS", {}).items()
+            if f.struct in (SpinLock, RwSem) and not f.overlay
+        }
         if not fields or array is SharedArray.all[mem_map.name]:
             continue
         count = array.count(facts.config)
@@ -185,14 +253,15 @@ def _embedded_locks(facts: Facts, report: Report) -> None:
             word = "word" if row.struct is SpinLock else "count"
             held = rows[name][word][which]
             held = held if held.ndim == 1 else held.any(axis=1)
-            report.each(held != 0, lambda i, a=array.name, n=name, h=held, w=which: f"{n} of {a} {w[i]} is held: {int(h[i]):#x}")  # type: ignore[misc]
+            report.each(
+                held != 0,
+                lambda i, a=array.name, n=name, h=held, w=which: f"{n} of {a} {w[i]} is held: {int(h[i]):#x}",
+            )  # type: ignore[misc]
 
 
 def law_data(facts: Facts, report: Report) -> None:
-    """Q19: check/oracle.py knows what programs wrote."""
-    from concur_thp.check import oracle
-
-    audit_data = getattr(oracle, "audit_data", None)
+    """Q19: check/oracle.py knows what programs wrote, if the machine was booted with it."""
+    audit_data = getattr(sys.modules.get("concur_thp.check.oracle"), "audit_data", None)
     if audit_data is None:
         return
     for found in audit_data(facts.config) or ():
@@ -205,8 +274,18 @@ def law_data(facts: Facts, report: Report) -> None:
 LAWS = (
     Law("Q11", "deferred split", "every THP with holes is queued, and only live THPs are", law_deferred),
     Law("Q12", "LRU", "what is mapped or cached is on the one LRU list its flags say", law_lru),
-    Law("Q13", "huge zero page", "one reference for the shrinker and one for each mm that uses it", law_huge_zero),
-    Law("Q14", "khugepaged", "its list has the mms with MMF_VM_HUGEPAGE, each with one mm_count", law_khugepaged),
+    Law(
+        "Q13",
+        "huge zero page",
+        "one reference for the shrinker and one for each mm that uses it",
+        law_huge_zero,
+    ),
+    Law(
+        "Q14",
+        "khugepaged",
+        "its list has the mms with MMF_VM_HUGEPAGE, each with one mm_count",
+        law_khugepaged,
+    ),
     Law("Q18", "locks", "no lock is held, no page locked, irqs are on", law_locks),
     Law("Q19", "data", "every address contains what the model says", law_data),
 )

@@ -62,7 +62,9 @@ def law_rmap(facts: Facts, report: Report) -> None:
     _cache_slots(facts, report)
 
 
-def _entries_found(facts: Facts, report: Report, entries: Entries, name: str, anon_pairs: Column, file_pairs: Column) -> None:
+def _entries_found(
+    facts: Facts, report: Report, entries: Entries, name: str, anon_pairs: Column, file_pairs: Column
+) -> None:
     pfn = entries.pfn
     head = facts.head_of[pfn]
     mapping = facts.mapping[head]
@@ -76,14 +78,27 @@ def _entries_found(facts: Facts, report: Report, entries: Entries, name: str, an
 
     def where(i: int) -> str:
         kind = "anon_vma" if anon[i] else "file"
-        return f"{name} at {entries.addr[i]:#x} of mm {entries.mm[i]} maps pfn {pfn[i]:#x} of {kind} {number[i]}"
+        return (
+            f"{name} at {entries.addr[i]:#x} of mm {entries.mm[i]} maps pfn {pfn[i]:#x} of {kind} {number[i]}"
+        )
 
     inside = vma > 0  # I8 has already spoken of the others.
-    report.each(inside & (number == 0), lambda i: where(i) + ": the page has no mapping", mm=entries.mm, pfn=pfn)
-    report.each(inside & (index != linear), lambda i: where(i) + f", whose index is {index[i]:#x}; here it should be "
-                f"{linear[i]:#x}", mm=entries.mm, pfn=pfn)
-    report.each(inside & (number != 0) & ~known, lambda i: where(i) + f"; vma {vma[i]} is not in its tree",
-                mm=entries.mm, pfn=pfn, vma=vma)
+    report.each(
+        inside & (number == 0), lambda i: where(i) + ": the page has no mapping", mm=entries.mm, pfn=pfn
+    )
+    report.each(
+        inside & (index != linear),
+        lambda i: where(i) + f", whose index is {index[i]:#x}; here it should be {linear[i]:#x}",
+        mm=entries.mm,
+        pfn=pfn,
+    )
+    report.each(
+        inside & (number != 0) & ~known,
+        lambda i: where(i) + f"; vma {vma[i]} is not in its tree",
+        mm=entries.mm,
+        pfn=pfn,
+        vma=vma,
+    )
 
 
 def _cache_slots(facts: Facts, report: Report) -> None:
@@ -91,12 +106,21 @@ def _cache_slots(facts: Facts, report: Report) -> None:
     file, index, pfn = facts.cached
     head = facts.head_of[pfn]
     bad = (facts.mapping[head] != file << MAPPING_SHIFT) | (facts.index[head] + (pfn - head) != index)
-    report.each(bad, lambda i: f"file {file[i]} slot {index[i]:#x} holds pfn {pfn[i]:#x}, which says mapping "
-                f"{facts.mapping[head[i]]:#x} index {facts.index[head[i]]:#x}", pfn=pfn)
+    report.each(
+        bad,
+        lambda i: (
+            f"file {file[i]} slot {index[i]:#x} holds pfn {pfn[i]:#x}, which says mapping "
+            f"{facts.mapping[head[i]]:#x} index {facts.index[head[i]]:#x}"
+        ),
+        pfn=pfn,
+    )
     count = np.bincount(file, minlength=facts.config.files + 1)[facts.live_files]
     said = facts.file["nrpages"][facts.live_files]
-    report.each(count != said, lambda i: f"file {facts.live_files[i]}: nrpages {said[i]}, {count[i]} slots filled",
-                file=facts.live_files)
+    report.each(
+        count != said,
+        lambda i: f"file {facts.live_files[i]}: nrpages {said[i]}, {count[i]} slots filled",
+        file=facts.live_files,
+    )
 
 
 def law_anon_vma(facts: Facts, report: Report) -> None:
@@ -114,28 +138,64 @@ def law_anon_vma(facts: Facts, report: Report) -> None:
     listed, files, _ = file_vmas(facts)
     pairs = np.sort((files << PAIR) | listed)
     missing = ~in_sorted((facts.vma["vm_file"][mapped].astype(np.int64) << PAIR) | mapped, pairs)
-    report.each(missing, lambda i: f"vma {mapped[i]} is not on the i_mmap list of file {facts.vma['vm_file'][mapped[i]]}",
-                vma=mapped)
-    report.check(len(listed) == len(mapped), f"{len(listed)} vmas on i_mmap lists, {len(mapped)} vmas map files")
-    in_use = {POOL_MM: len(facts.live_mms), POOL_VMA: len(vmas), POOL_ANON_VMA: len(facts.live_anon_vmas),
-              POOL_AVC: len(np.unique(chains)), POOL_FILE: len(facts.live_files)}
-    names = {POOL_MM: "mms", POOL_VMA: "vmas", POOL_ANON_VMA: "anon_vmas", POOL_AVC: "anon_vma_chains", POOL_FILE: "files"}
+    report.each(
+        missing,
+        lambda i: f"vma {mapped[i]} is not on the i_mmap list of file {facts.vma['vm_file'][mapped[i]]}",
+        vma=mapped,
+    )
+    report.check(
+        len(listed) == len(mapped), f"{len(listed)} vmas on i_mmap lists, {len(mapped)} vmas map files"
+    )
+    in_use = {
+        POOL_MM: len(facts.live_mms),
+        POOL_VMA: len(vmas),
+        POOL_ANON_VMA: len(facts.live_anon_vmas),
+        POOL_AVC: len(np.unique(chains)),
+        POOL_FILE: len(facts.live_files),
+    }
+    names = {
+        POOL_MM: "mms",
+        POOL_VMA: "vmas",
+        POOL_ANON_VMA: "anon_vmas",
+        POOL_AVC: "anon_vma_chains",
+        POOL_FILE: "files",
+    }
     for pool, count in in_use.items():
         word = pools[pool].in_use.read()
         report.check(word == count, f"{word} {names[pool]} are handed out, {count} can be found")
 
 
-def _same_chains(facts: Facts, report: Report, chains: Column, owner: Column, tree: Column, tree_owner: Column) -> None:
+def _same_chains(
+    facts: Facts, report: Report, chains: Column, owner: Column, tree: Column, tree_owner: Column
+) -> None:
     """Both sides of a chain agree: it is on its vma's list and in its anon_vma's tree, once each."""
     avc = facts.avc
-    report.each(avc["vma"][chains] != owner, lambda i: f"anon_vma_chain {chains[i]} is on the list of vma {owner[i]} and says "
-                f"vma {avc['vma'][chains[i]]}", vma=owner)
-    report.each(avc["anon_vma"][tree] != tree_owner, lambda i: f"anon_vma_chain {tree[i]} is in the tree of anon_vma "
-                f"{tree_owner[i]} and says {avc['anon_vma'][tree[i]]}", anon_vma=tree_owner)
-    report.each(~np.isin(chains, tree), lambda i: f"anon_vma_chain {chains[i]} of vma {owner[i]} is in no anon_vma's tree",
-                vma=owner)
-    report.each(~np.isin(tree, chains), lambda i: f"anon_vma_chain {tree[i]} of anon_vma {tree_owner[i]} belongs to no vma",
-                anon_vma=tree_owner)
+    report.each(
+        avc["vma"][chains] != owner,
+        lambda i: (
+            f"anon_vma_chain {chains[i]} is on the list of vma {owner[i]} and says "
+            f"vma {avc['vma'][chains[i]]}"
+        ),
+        vma=owner,
+    )
+    report.each(
+        avc["anon_vma"][tree] != tree_owner,
+        lambda i: (
+            f"anon_vma_chain {tree[i]} is in the tree of anon_vma "
+            f"{tree_owner[i]} and says {avc['anon_vma'][tree[i]]}"
+        ),
+        anon_vma=tree_owner,
+    )
+    report.each(
+        ~np.isin(chains, tree),
+        lambda i: f"anon_vma_chain {chains[i]} of vma {owner[i]} is in no anon_vma's tree",
+        vma=owner,
+    )
+    report.each(
+        ~np.isin(tree, chains),
+        lambda i: f"anon_vma_chain {tree[i]} of anon_vma {tree_owner[i]} belongs to no vma",
+        anon_vma=tree_owner,
+    )
     for numbers, where in ((chains, "vma lists"), (tree, "anon_vma trees")):
         twice = len(numbers) - len(np.unique(numbers))
         report.check(twice == 0, f"{twice} anon_vma_chains are on two {where}")
@@ -146,7 +206,11 @@ def _orders(facts: Facts, report: Report, tree: Column, owner: Column) -> None:
     pgoff = facts.vma["vm_pgoff"][np.clip(facts.avc["vma"][tree], 0, facts.config.vmas)]
     if len(tree) > 1:
         bad = (owner[1:] == owner[:-1]) & (pgoff[1:] < pgoff[:-1])
-        report.each(bad, lambda i: f"tree of anon_vma {owner[i]} is not sorted at anon_vma_chain {tree[i + 1]}", anon_vma=owner[1:])
+        report.each(
+            bad,
+            lambda i: f"tree of anon_vma {owner[i]} is not sorted at anon_vma_chain {tree[i + 1]}",
+            anon_vma=owner[1:],
+        )
 
 
 def _anon_vma_counts(facts: Facts, report: Report, tree_owner: Column) -> None:
@@ -159,17 +223,29 @@ def _anon_vma_counts(facts: Facts, report: Report, tree_owner: Column) -> None:
     below = np.bincount(np.clip(root[~is_root], 0, size - 1), minlength=size)[numbers]
     want = 1 + np.where(is_root, below, 0)
     got = facts.anon_vma["refcount"][numbers]
-    report.each(got != want, lambda i: f"anon_vma {numbers[i]} has refcount {got[i]}, should be {want[i]}", anon_vma=numbers)
+    report.each(
+        got != want,
+        lambda i: f"anon_vma {numbers[i]} has refcount {got[i]}, should be {want[i]}",
+        anon_vma=numbers,
+    )
     own = np.bincount(np.clip(facts.vma["anon_vma"][facts.vma_list], 0, size - 1), minlength=size)[numbers]
     children = np.bincount(np.clip(parent[parent != numbers], 0, size - 1), minlength=size)[numbers]
     degree = facts.anon_vma["degree"][numbers]
     right = own + children + is_root
-    report.each(degree != right, lambda i: f"anon_vma {numbers[i]} has degree {degree[i]}, should be {right[i]} ({own[i]} vmas, "
-                f"{children[i]} children)", anon_vma=numbers)
+    report.each(
+        degree != right,
+        lambda i: (
+            f"anon_vma {numbers[i]} has degree {degree[i]}, should be {right[i]} ({own[i]} vmas, "
+            f"{children[i]} children)"
+        ),
+        anon_vma=numbers,
+    )
     chains = np.bincount(tree_owner, minlength=size)[numbers]
     report.each(chains == 0, lambda i: f"anon_vma {numbers[i]} has no vma left in its tree", anon_vma=numbers)
     lost = ~np.isin(root, numbers)
-    report.each(lost, lambda i: f"anon_vma {numbers[i]} has root {root[i]}, which is not alive", anon_vma=numbers)
+    report.each(
+        lost, lambda i: f"anon_vma {numbers[i]} has root {root[i]}, which is not alive", anon_vma=numbers
+    )
 
 
 def _vma_anon_vmas(facts: Facts, report: Report, chains: Column, owner: Column) -> None:
@@ -178,18 +254,33 @@ def _vma_anon_vmas(facts: Facts, report: Report, chains: Column, owner: Column) 
     own = facts.vma["anon_vma"][vmas].astype(np.int64)
     linked = facts.avc["anon_vma"][chains].astype(np.int64)
     pairs = np.sort((owner << PAIR) | linked)
-    report.each((own != 0) & ~in_sorted((vmas << PAIR) | own, pairs),
-                lambda i: f"vma {vmas[i]} has anon_vma {own[i]} and no chain to it", vma=vmas)
+    report.each(
+        (own != 0) & ~in_sorted((vmas << PAIR) | own, pairs),
+        lambda i: f"vma {vmas[i]} has anon_vma {own[i]} and no chain to it",
+        vma=vmas,
+    )
     own_of = np.zeros(facts.config.vmas + 1, dtype=np.int64)
     own_of[vmas] = own
     root = facts.anon_vma["root"].astype(np.int64) if len(chains) else np.zeros(1, np.int64)
     limit = len(root) - 1
-    other = root[np.clip(linked, 0, limit)] != root[np.clip(own_of[owner], 0, limit)] if len(chains) else np.zeros(0, bool)
-    report.each(other, lambda i: f"vma {owner[i]} is linked to anon_vma {linked[i]}, which has another root than its own",
-                vma=owner)
+    other = (
+        root[np.clip(linked, 0, limit)] != root[np.clip(own_of[owner], 0, limit)]
+        if len(chains)
+        else np.zeros(0, bool)
+    )
+    report.each(
+        other,
+        lambda i: f"vma {owner[i]} is linked to anon_vma {linked[i]}, which has another root than its own",
+        vma=owner,
+    )
 
 
 LAWS = (
     Law("Q6", "rmap", "every mapping is found by a walk from its page", law_rmap),
-    Law("Q17", "anon_vmas", "refcounts, degrees and chains of anon_vmas agree, no struct is lost", law_anon_vma),
+    Law(
+        "Q17",
+        "anon_vmas",
+        "refcounts, degrees and chains of anon_vmas agree, no struct is lost",
+        law_anon_vma,
+    ),
 )

@@ -41,19 +41,26 @@ def law_tlb(facts: Facts, report: Report) -> None:
             report.check(mm == 0, f"cpu {number} runs in context {mm}, which does not exist", cpu=number)
             continue
         member = int(contexts["cpumask"][mm]) >> number & 1
-        report.check(member == 1, f"cpu {number} runs in mm {mm} and is not in its cpumask", cpu=number, mm=mm)
+        report.check(
+            member == 1, f"cpu {number} runs in mm {mm} and is not in its cpumask", cpu=number, mm=mm
+        )
         if int(cpu["generation"][number]) != int(contexts["generation"][mm]):
             continue
         held = {name: _held(cpu[f"tlb_{name}"][number]) for name in ("small", "huge")}
         if mm not in live:
             any_held = len(held["small"][0]) + len(held["huge"][0])
-            report.check(any_held == 0, f"cpu {number} has {any_held} translations of dead mm {mm}", cpu=number, mm=mm)
+            report.check(
+                any_held == 0, f"cpu {number} has {any_held} translations of dead mm {mm}", cpu=number, mm=mm
+            )
             continue
         for name, current in (("small", small), ("huge", huge)):
             _compare(report, number, mm, name, held[name], current)
         both = np.isin(held["small"][0] & int(HPAGE_PMD_MASK), held["huge"][0])
-        report.each(both, lambda i, n=number, h=held: f"cpu {n} holds {h['small'][0][i]:#x} small and huge at once",  # type: ignore[misc]
-                    addr=held["small"][0])
+        report.each(
+            both,
+            lambda i, n=number, h=held: f"cpu {n} holds {h['small'][0][i]:#x} small and huge at once",  # type: ignore[misc]
+            addr=held["small"][0],
+        )
 
 
 def _held(entries: Column) -> tuple[Column, Column]:
@@ -62,15 +69,22 @@ def _held(entries: Column) -> tuple[Column, Column]:
     return (used["tag"] - 1) << PAGE_SHIFT, used["entry"]
 
 
-def _compare(report: Report, cpu: int, mm: int, name: str, held: tuple[Column, Column], current: Translations) -> None:
+def _compare(
+    report: Report, cpu: int, mm: int, name: str, held: tuple[Column, Column], current: Translations
+) -> None:
     """Same frame, same size, and nothing allowed that the entry does not allow (or has not noted: Dirty)."""
     addr, cached = held
     now = current.find(mm, addr)
     walks = (now & (_PAGE_PRESENT | _PAGE_PROTNONE)) == _PAGE_PRESENT
     more = cached & ~now & (_PAGE_RW | _PAGE_DIRTY)
     bad = ~walks | (cached >> PFN_SHIFT != now >> PFN_SHIFT) | (more != 0)
-    report.each(bad, lambda i: f"cpu {cpu} holds {name} {addr[i]:#x} of mm {mm} as {cached[i]:#x}, the entry is {now[i]:#x}",
-                addr=addr)
+    report.each(
+        bad,
+        lambda i: (
+            f"cpu {cpu} holds {name} {addr[i]:#x} of mm {mm} as {cached[i]:#x}, the entry is {now[i]:#x}"
+        ),
+        addr=addr,
+    )
 
 
 LAWS = (Law("Q15", "TLB", "what a CPU remembers is what the entry says, or less", law_tlb),)

@@ -39,7 +39,9 @@ ADDRESS_BITS = 47
 class Facts:
     """A machine at rest. Properties are computed when first asked for."""
 
-    def __init__(self, config: MachineConfig, pins: Mapping[int, int] | None = None, expect_empty: bool = False):
+    def __init__(
+        self, config: MachineConfig, pins: Mapping[int, int] | None = None, expect_empty: bool = False
+    ):
         self.config = config
         self.pins = dict(pins or {})
         """References that the harness itself holds: pfn -> number."""
@@ -229,7 +231,9 @@ class Facts:
             return np.zeros(len(mm), dtype=np.int64)
         at = np.searchsorted(keys, (mm << ADDRESS_BITS) | addr, side="right") - 1
         row = order[np.maximum(at, 0)]
-        good = (at >= 0) & (self.vma_mm[row] == mm) & (addr < self.vma_end[row]) & (addr >= self.vma_start[row])
+        good = (
+            (at >= 0) & (self.vma_mm[row] == mm) & (addr < self.vma_end[row]) & (addr >= self.vma_start[row])
+        )
         return np.where(good, self.vma_list[row], 0)
 
     def linear_index(self, vma: Column, addr: Column) -> Column:
@@ -255,7 +259,9 @@ class Facts:
         owner: list[int] = []
         errors = []
         following = self.avc["same_vma"]
-        for vma, first in zip(self.vma_list.tolist(), self.vma["avc_head"][self.vma_list].tolist(), strict=True):
+        for vma, first in zip(
+            self.vma_list.tolist(), self.vma["avc_head"][self.vma_list].tolist(), strict=True
+        ):
             row, wrong = chain(following, first, len(following))
             found += row
             owner += [vma] * len(row)
@@ -267,7 +273,9 @@ class Facts:
     def live_anon_vmas(self) -> Column:
         """Anon_vmas that a vma leads to, and their roots."""
         chains, _, _ = self.avc_lists
-        found = np.concatenate([self.avc["anon_vma"][chains], self.vma["anon_vma"][self.vma_list]]).astype(np.int64)
+        found = np.concatenate([self.avc["anon_vma"][chains], self.vma["anon_vma"][self.vma_list]]).astype(
+            np.int64
+        )
         found = np.unique(found[(found > 0) & (found <= self.config.vmas)])
         roots = self.anon_vma["root"][found].astype(np.int64)
         return np.union1d(found, roots[(roots > 0) & (roots <= self.config.vmas)])

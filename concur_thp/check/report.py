@@ -1,6 +1,6 @@
 """What a check says: laws, the violations they find, and how both are counted."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -10,6 +10,8 @@ from concur_thp.check.views import Column
 
 MOST_REPORTED = 20
 """Violations of one law that are spelled out; the rest are counted in one line more."""
+PLACES = ("pfn", "mm", "addr", "cpu", "vma", "anon_vma", "file", "table")
+"""Values of a report's text that say where a violation is; they are kept as numbers, too."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Violation:
 
 
 class Report:
-    """Collects what one law finds."""
+    """Collects what one law finds. Texts are format strings over the values given with them."""
 
     def __init__(self, law: str):
         self.law = law
@@ -33,26 +35,27 @@ class Report:
         self.found = 0
         self.violations: list[Violation] = []
 
-    def broken(self, what: str, **where: int) -> None:
+    def broken(self, text: str, **values: Any) -> None:
         """One violation."""
         self.found += 1
         if self.found <= MOST_REPORTED:
-            self.violations.append(Violation(self.law, what, {name: int(value) for name, value in where.items()}))
+            where = {name: int(value) for name, value in values.items() if name in PLACES}
+            self.violations.append(Violation(self.law, text.format(**values) if values else text, where))
 
-    def check(self, good: bool, what: str, **where: int) -> None:
+    def check(self, good: bool, text: str, **values: Any) -> None:
         """One fact."""
         self.checks += 1
         if not good:
-            self.broken(what, **where)
+            self.broken(text, **values)
 
-    def each(self, bad: Column, what: Callable[[int], str], **where: Column) -> None:
-        """One fact for each element of `bad`; `what(i)` and `where[...][i]` speak of the elements that are True."""
+    def each(self, bad: Column, text: str, **values: Any) -> None:
+        """One fact for each element of `bad`. Values that are columns stand beside `bad`; others hold for all of it."""
         self.checks += len(bad)
         at = np.flatnonzero(bad)
-        for i in at[: max(0, MOST_REPORTED - self.found)]:
-            place = {name: int(values[i]) for name, values in where.items()}
-            self.violations.append(Violation(self.law, what(int(i)), place))
-        self.found += len(at)
+        room = max(0, MOST_REPORTED - self.found)
+        for i in at[:room]:
+            self.broken(text, **{name: _value(value, i) for name, value in values.items()})
+        self.found += max(0, len(at) - room)
 
     def finish(self) -> list[Violation]:
         """The violations, with a line for those that were not spelled out."""
@@ -60,6 +63,10 @@ class Report:
         if rest > 0:
             self.violations.append(Violation(self.law, f"... and {rest} more"))
         return self.violations
+
+
+def _value(value: Any, i: int) -> Any:
+    return value[i].item() if isinstance(value, np.ndarray) else value
 
 
 class Law(NamedTuple):
@@ -95,9 +102,3 @@ def in_sorted(values: Column, known: Column) -> Column:
     at = np.minimum(np.searchsorted(known, values), len(known) - 1)
     found: Column = known[at] == values
     return found
-
-
-def listed(numbers: Iterable[int], most: int = 4) -> str:
-    """'3, 4, 5, ...': a few of many numbers."""
-    given = list(numbers)
-    return ", ".join(f"{n:#x}" for n in given[:most]) + (", ..." if len(given) > most else "")

@@ -1,11 +1,10 @@
 """numpy views of what lies in the segment: the same rows as the structs, no copies.
 
-A view has a structured dtype made from the struct's fields, so `view(mem_map)["_refcount"]` is a column over every frame.
+A view has a structured dtype made from the struct's fields, so `view(mem_map, n)["_refcount"]` is a column over frames.
 Columns that are read often are copied out once (`column`): a struct page is a cache line, its column is 4 bytes.
 """
 
 import ctypes
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,23 +14,28 @@ from concur_thp.arch.shared import SharedArray, SharedOne
 from concur_thp.arch.struct import Struct
 
 Column = np.ndarray[Any, np.dtype[Any]]
+_dtypes: dict[str, np.dtype[Any]] = {}
 
 
-@functools.cache
 def dtype_of(struct: type[Struct]) -> np.dtype[Any]:
     """The struct as a numpy dtype: same names, same places, overlays and embedded structs included."""
-    names, formats, offsets = [], [], []
-    for name, row in struct.FIELDS.items():
-        each: Any = dtype_of(row.struct) if row.struct else np.dtype(f"i{row.width}")
-        names.append(name)
-        formats.append((each, (row.count,)) if row.count else each)
-        offsets.append(row.offset)
-    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": struct.SIZE})
+    found = _dtypes.get(struct.__name__)
+    if found is None:
+        names, formats, offsets = [], [], []
+        for name, row in struct.FIELDS.items():
+            each: Any = dtype_of(row.struct) if row.struct else np.dtype(f"i{row.width}")
+            names.append(name)
+            formats.append((each, (row.count,)) if row.count else each)
+            offsets.append(row.offset)
+        layout: Any = {"names": names, "formats": formats, "offsets": offsets, "itemsize": struct.SIZE}
+        found = _dtypes[struct.__name__] = np.dtype(layout)
+    return found
 
 
 def raw(address: int, size: int) -> Column:
     """`size` bytes at `address`, as they are."""
-    return np.frombuffer((ctypes.c_byte * size).from_address(address), dtype=np.int8)
+    memory: Any = (ctypes.c_byte * size).from_address(address)
+    return np.frombuffer(memory, dtype=np.int8)
 
 
 def view(array: SharedArray | SharedOne, count: int = 1) -> Column:
@@ -49,11 +53,6 @@ def words(array: SharedArray, rows: int, width: int = 8) -> Column:
 def column(rows: Column, name: str) -> Column:
     """One field of every row, copied together."""
     return np.ascontiguousarray(rows[name])
-
-
-def struct_at(rows: Column, index: int, name: str) -> Any:
-    """One field of one row as a Python int."""
-    return int(rows[name][index])
 
 
 def chain(following: Sequence[int] | Column, first: int, limit: int, end: int = 0) -> tuple[list[int], str]:

@@ -76,8 +76,12 @@ def walk(config: MachineConfig, mms: Column, pgds: Column) -> PageTables:
     """Walk the tables of `mms`, whose top tables are `pgds`."""
     frames = config.frames
     linked, pmd, wild = {}, Entries(), []
-    links = Entries(mms.astype(NUMBER), np.zeros(len(mms), NUMBER), pgds.astype(NUMBER) << PFN_SHIFT,
-                    np.full(len(mms), -1, NUMBER))
+    links = Entries(
+        mms.astype(NUMBER),
+        np.zeros(len(mms), NUMBER),
+        pgds.astype(NUMBER) << PFN_SHIFT,
+        np.full(len(mms), -1, NUMBER),
+    )
     seen = np.zeros(frames, dtype=bool)
     for level, shift in ((4, int(PGDIR_SHIFT)), (3, int(PUD_SHIFT)), (2, int(PMD_SHIFT))):
         links, bad = _follow(links, frames, seen)
@@ -116,13 +120,19 @@ def _entries(config: MachineConfig, links: Entries, shift: int, size: int) -> En
     pfn = links.pfn
     rows = words(tables, config.frames)[pfn, :size]
     row, index = np.nonzero(rows)
-    return Entries(links.mm[row], links.addr[row] + (index.astype(NUMBER) << shift), rows[row, index], pfn[row])
+    return Entries(
+        links.mm[row], links.addr[row] + (index.astype(NUMBER) << shift), rows[row, index], pfn[row]
+    )
 
 
 def _join(parts: list[Entries]) -> Entries:
-    return Entries(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("mm", "addr", "val", "table")))
+    return Entries(
+        *(np.concatenate([getattr(p, name) for p in parts]) for name in ("mm", "addr", "val", "table"))
+    )
 
 
 def present(values: Column) -> Column:
     """Which ptes or huge pmds map a page, for software: present, protnone, or a huge one in the middle of a split."""
-    return ((values & (_PAGE_PRESENT | _PAGE_PROTNONE | _PAGE_HUGE)) != 0) & ((values & (_PAGE_MIGRATION | _PAGE_SWAP)) == 0)
+    return ((values & (_PAGE_PRESENT | _PAGE_PROTNONE | _PAGE_HUGE)) != 0) & (
+        (values & (_PAGE_MIGRATION | _PAGE_SWAP)) == 0
+    )

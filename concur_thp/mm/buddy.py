@@ -1,7 +1,7 @@
 """The buddy allocator: free blocks of 2**order frames, split when asked for, merged when freed.
 
-The first page of a free block has PageBuddy and its order in `private`; lists run through lru_next and lru_prev.
-Each list has one migratetype; a block remembers which in `_free_type`. Everything here needs zone.lock.
+The first page of a free block has PageBuddy and its order in `private`; lists run through lru_next and
+lru_prev. Each list has one migratetype; a block remembers which in `_free_type`. All this needs zone.lock.
 (Linux: mm/page_alloc.c)
 """
 
@@ -139,7 +139,7 @@ def __free_one_page(cpu: Cpu, zone: Zone, pfn: int, order: int, migratetype: int
     Differs: always at the front of the list; Linux puts what may soon merge at the end.
     """
     assert_spin_locked(cpu, zone.lock)
-    bug_on(cpu, pfn & ((1 << order) - 1) != 0, "__free_one_page: not aligned (values: pfn, order)", pfn, order)
+    bug_on(cpu, pfn & ((1 << order) - 1) != 0, "__free_one_page: misaligned (values: pfn, order)", pfn, order)
     bug_on(cpu, pfn < zone.start_pfn or pfn + (1 << order) > zone.end_pfn,
            "__free_one_page: outside its zone (values: pfn, order)", pfn, order)
     bug_on(cpu, PageBuddy(mem_map[pfn]), "__free_one_page: already free (values: pfn, order)", pfn, order)

@@ -33,7 +33,7 @@ def prep_compound_page(cpu: Cpu, head: Page, order: int):
 
 @inline
 def free_tail_page(tail: Page, link: int):
-    """Reset a tail if it is as it must be, and return 0. (`mapping` is not looked at: tail 2 has a link there.)"""
+    """Reset a tail if it is as it must be, and return 0. (Not looking at `mapping`: tail 2 has a link there.)"""
     bad = (tail.flags.read() & PAGE_FLAGS_CHECK_AT_FREE | tail._refcount.read() | (tail._mapcount.read() + 1)
            | (tail.compound_head ^ link) | tail.page_type)
     if bad == 0:
@@ -54,7 +54,7 @@ def free_compound_tails(cpu: Cpu, head: Page, order: int):
     second = tail_page(head, 2)
     pfn = page_to_pfn(head)
     link = pfn << 1 | 1
-    bug_on(cpu, first.compound_order != order, "bad compound page: another order (values: pfn, order)", pfn, order)
+    bug_on(cpu, first.compound_order != order, "bad compound page: order (values: pfn, order)", pfn, order)
     bug_on(cpu, first.compound_mapcount.read() != -1,
            "bad compound page: still mapped by pmds (values: pfn, compound_mapcount)", pfn,
            first.compound_mapcount.read())
@@ -82,7 +82,7 @@ def bad_tails(cpu: Cpu, head: Page, order: int):
     for i in range(1, 1 << order):
         tail = tail_page(head, i)
         pfn = page_to_pfn(tail)
-        bug_on(cpu, tail.compound_head not in (0, link), "bad tail: another head (values: pfn, compound_head)",
+        bug_on(cpu, tail.compound_head not in (0, link), "bad tail: another head (values: pfn, link)",
                pfn, tail.compound_head)
         if tail.compound_head == link:
             tail.compound_head = 0

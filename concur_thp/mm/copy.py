@@ -1,7 +1,7 @@
 """fork: the child's page tables. (Linux: mm/memory.c)
 
-Private pages stay shared until somebody writes: both sides lose the write bit. Other threads of the parent may write
-through their TLBs until fork's one flush at the end (3.12.4); the child must not run before it.
+Private pages stay shared until somebody writes: both sides lose the write bit. Other threads of the parent
+may write through their TLBs until fork's one flush at the end (3.12.4); the child must not run before it.
 """
 
 from concur_thp.arch.bug import bug, bug_on
@@ -46,7 +46,8 @@ def is_cow_mapping(vm_flags: int):
 def copy_page_range(cpu: Cpu, dst_mm: Mm, src_mm: Mm, vma: Vma):
     """Copy the entries of one vma of the parent.
 
-    Context: both mmap_sems held for write; the child's vma is in the rmap trees already. Allocates; takes ptls.
+    Context: both mmap_sems held for write; the child's vma is in the rmap trees already. Allocates; takes
+    ptls.
     Return: 0 or -ENOMEM (what was copied so far is for exit_mmap() to take down).
     Linux: mm/memory.c copy_page_range
     """
@@ -89,8 +90,8 @@ def copy_pmd(cpu: Cpu, dst_mm: Mm, src_mm: Mm, vma: Vma, addr: int, end: int):
 def copy_pte_range(cpu: Cpu, dst_mm: Mm, src_mm: Mm, dst_pmd: Entry, src_pmd: Entry, vma: Vma, addr: int, end: int):
     """Copy the ptes of [addr, end), which one table holds.
 
-    Context: as copy_page_range(). Takes the child's pte ptl, then the parent's, and keeps both throughout: whoever locks
-    the parent's pte finds an entry either copied or not.
+    Context: as copy_page_range(). Takes the child's pte ptl, then the parent's, and keeps both throughout:
+    whoever locks the parent's pte finds an entry either copied or not.
     Return: 0 or -ENOMEM.
     Linux: mm/memory.c copy_pte_range
     Differs: the locks are not dropped now and then for others.
@@ -126,8 +127,8 @@ def copy_one_pte(cpu: Cpu, dst_mm: Mm, dst_pte: Entry, src_pte: Entry, vma: Vma,
     if not pte_present(pte):
         bug(cpu, "fork: a pte is a swap or migration entry, and there is no swap (values: address, pte)", addr, pte)
     if is_cow_mapping(vma.vm_flags) and pte_write(pte):
-        # Atomic: hardware may set Dirty in the parent's entry right now. A Dirty that comes in after the load above
-        # stays in the parent's, which is enough.
+        # Atomic: hardware may set Dirty in the parent's entry right now. A Dirty that comes in after the load
+        # above stays in the parent's, which is enough.
         ptep_set_wrprotect(src_pte)
         pte = pte & ~_PAGE_RW
     if vma.vm_flags & VM_SHARED:

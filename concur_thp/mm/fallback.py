@@ -1,6 +1,6 @@
 """When the lists of one migratetype are empty: stealing from another. (Linux: mm/page_alloc.c)
 
-A pageblock is as large as a huge page. Kinds are kept apart by pageblock, so that unmovable pages spoil few of them.
+A pageblock is as large as a huge page. Kinds are kept apart by pageblock, so that unmovable pages spoil few.
 """
 
 from concur_thp.arch.bug import bug_on

@@ -8,10 +8,10 @@ from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.listen import point
 from concur_thp.arch.points import Point
-from concur_thp.config import PAGE_SHIFT
 from concur_thp.mm.anon_vma import anon_vma_prepare
-from concur_thp.mm.filemap import filemap_fault
+from concur_thp.mm.filemap import filemap_fault, mm_counter_file
 from concur_thp.mm.flags import (
+    __GFP_ZERO,
     FAULT_FLAG_WRITE,
     GFP_HIGHUSER_MOVABLE,
     VM_FAULT_ERROR,
@@ -19,11 +19,11 @@ from concur_thp.mm.flags import (
     VM_FAULT_OOM,
     VM_FAULT_SIGBUS,
     VM_SHARED,
-    __GFP_ZERO,
 )
-from concur_thp.mm.huge_entry import maybe_mkwrite, mm_counter_file
+from concur_thp.mm.highmem import copy_page
+from concur_thp.mm.huge_entry import maybe_mkwrite
 from concur_thp.mm.mm_types import MM_ANONPAGES, Entry, Page, Vma, mms, pgdat
-from concur_thp.mm.page_alloc import alloc_page, copy_page
+from concur_thp.mm.page_alloc import alloc_page
 from concur_thp.mm.page_flags import PG_dirty, PG_uptodate, SetFlag, TestFlag, page_to_pfn
 from concur_thp.mm.page_lock import PageLocked, unlock_page
 from concur_thp.mm.pgtable import (
@@ -41,6 +41,7 @@ from concur_thp.mm.pte import __SetPageUptodate, mk_pte, pte_alloc
 from concur_thp.mm.rmap import page_add_file_rmap, page_add_new_anon_rmap
 from concur_thp.mm.swap import lru_cache_add_active_or_unevictable, put_page
 from concur_thp.mm.vma_prot import vma_prot_bits
+from concur_thp.mm.vma_tree import linear_page_index
 from concur_thp.sync.spinlock import spin_lock, spin_unlock
 
 
@@ -124,7 +125,7 @@ def do_fault(cpu: Cpu, vma: Vma, addr: int, flags: int, pmd: Entry):
 @inline
 def __do_fault(cpu: Cpu, vma: Vma, addr: int):
     """The page of the file: locked, with a reference, in cpu.scratch[0]; else an error."""
-    return filemap_fault(cpu, vma, vma.vm_pgoff + ((addr - vma.vm_start) >> PAGE_SHIFT))
+    return filemap_fault(cpu, vma, linear_page_index(vma, addr))
 
 
 @kernel
@@ -236,7 +237,7 @@ def finish_fault(cpu: Cpu, vma: Vma, addr: int, flags: int, pmd: Entry, page: Pa
 @inline
 def map_file_page(cpu: Cpu, vma: Vma, page: Page):
     """Counts of a page cache page that is about to be mapped by a pte; page lock and pte ptl held."""
-    bug_on(cpu, not PageLocked(page), "mapping a page of the cache that is not locked (value: pfn)", page_to_pfn(page), 0)
+    bug_on(cpu, not PageLocked(page), "mapping a cached page that is not locked (value: pfn)", page_to_pfn(page), 0)
     mms[vma.vm_mm].rss[mm_counter_file(page)].add(1)
     page_add_file_rmap(cpu, page, 0)
 

@@ -1,8 +1,8 @@
 """The page cache: small pages of files, found by index. (Linux: mm/filemap.c)
 
-A file has `file_pages` slots in cache_slots; a slot holds pfn + 1, so that slots never used stay zero and cost nothing.
-There is no disk: what a file contains follows from its id and the page's index, and a file with id 0 (shared anonymous
-memory, Linux's shmem) starts zeroed and has swapbacked pages.
+A file has `file_pages` slots in cache_slots; a slot holds pfn + 1, so that slots never used stay zero and
+cost nothing. There is no disk: what a file contains follows from its id and the page's index, and a file with
+id 0 (shared anonymous memory, Linux's shmem) starts zeroed and has swapbacked pages.
 """
 
 from concur_thp.arch.bug import bug_on, panic_check
@@ -13,8 +13,11 @@ from concur_thp.arch.linker import inline, kernel
 from concur_thp.config import FRAME_WORDS
 from concur_thp.mm.errno import EEXIST, EINVAL, ENOMEM
 from concur_thp.mm.flags import GFP_HIGHUSER_MOVABLE, VM_FAULT_LOCKED, VM_FAULT_OOM, VM_FAULT_SIGBUS
+from concur_thp.mm.mapcount import page_mapped
 from concur_thp.mm.mm_types import (
     MAPPING_SHIFT,
+    MM_FILEPAGES,
+    MM_SHMEMPAGES,
     NIL,
     POOL_FILE,
     Page,
@@ -31,7 +34,6 @@ from concur_thp.mm.page_alloc import alloc_page
 from concur_thp.mm.page_flags import PG_swapbacked, PG_uptodate, SetFlag, TestFlag, compound_head, page_to_pfn
 from concur_thp.mm.page_lock import lock_page, trylock_page, unlock_page
 from concur_thp.mm.page_ref import get_page, get_page_unless_zero
-from concur_thp.mm.rmap import page_mapped
 from concur_thp.mm.slab import kmem_cache_alloc, kmem_cache_free
 from concur_thp.mm.swap import lru_cache_add, put_page
 from concur_thp.mm.vmstat import Stat, mod_stat
@@ -61,6 +63,12 @@ def page_file_nr(page: Page):
 
 
 @inline
+def mm_counter_file(page: Page):
+    """The rss counter of a page cache page."""
+    return MM_SHMEMPAGES if TestFlag(page, PG_swapbacked) else MM_FILEPAGES
+
+
+@inline
 def file_content(id: int, index: int, word: int):
     """What a file has in word `word` of page `index` until somebody writes there."""
     return (CONTENT_MARK | (id << 40) | (index << 8) | word) if id != 0 else 0
@@ -81,8 +89,8 @@ def find_get_page(cpu: Cpu, file: int, index: int) -> Page:
         page = mem_map[pfn]
         head = compound_head(page)
         if get_page_unless_zero(head):
-            # Between the slot's load and the reference the frame may have been freed and used anew, or split: only
-            # if both still lead here is it the page of this slot, and from now on it stays.
+            # Between the slot's load and the reference the frame may have been freed and used anew, or split:
+            # only if both still lead here is it the page of this slot, and from now on it stays.
             if compound_head(page) == head and cached_pfn(file, index) == pfn:
                 return page
             put_page(cpu, head)
@@ -102,7 +110,7 @@ def add_to_page_cache(cpu: Cpu, file: int, page: Page, index: int):
     """
     mapping = files[file]
     slot = cache_slot(file, index)
-    bug_on(cpu, index >= mapping.size, "add_to_page_cache: behind the end of the file (values: file, index)", file, index)
+    bug_on(cpu, index >= mapping.size, "add_to_page_cache: behind the end (values: file, index)", file, index)
     get_page(cpu, page)
     page.mapping = file << MAPPING_SHIFT
     page.index = index
@@ -130,7 +138,7 @@ def delete_from_page_cache(cpu: Cpu, page: Page):
     file = page_file_nr(page)
     mapping = files[file]
     slot = cache_slot(file, page.index)
-    bug_on(cpu, page_mapped(page), "delete_from_page_cache: page is mapped (values: pfn, file)", page_to_pfn(page), file)
+    bug_on(cpu, page_mapped(page), "delete_from_page_cache: mapped (values: pfn, file)", page_to_pfn(page), file)
     spin_lock_irq(cpu, mapping.i_pages)
     bug_on(cpu, slot.value != page_to_pfn(page) + 1, "delete_from_page_cache: not in its slot (values: pfn, file)",
            page_to_pfn(page), file)
@@ -205,7 +213,8 @@ def filemap_fault(cpu: Cpu, vma: Vma, pgoff: int):
     """The page of a file that a fault needs: locked, uptodate, with a reference.
 
     Context: mmap_sem read. May sleep.
-    Return: VM_FAULT_LOCKED with the page in cpu.scratch[0]; VM_FAULT_SIGBUS behind the end of the file; VM_FAULT_OOM.
+    Return: VM_FAULT_LOCKED with the page in cpu.scratch[0]; VM_FAULT_SIGBUS behind the end of the file;
+    VM_FAULT_OOM.
     Linux: mm/filemap.c filemap_fault
     Differs: no readahead; never drops mmap_sem to wait.
     """
@@ -227,7 +236,9 @@ def filemap_fault(cpu: Cpu, vma: Vma, pgoff: int):
 
 @kernel
 def file_alloc(cpu: Cpu, nr_pages: int, id: int):
-    """A file of `nr_pages` pages with nothing cached. `id` 0: shared anonymous memory, else what its content is made from.
+    """A file of `nr_pages` pages with nothing cached.
+
+    `id` 0 is shared anonymous memory; any other number is what the content is made from.
 
     Context: any.
     Return: its number; -EINVAL when a file cannot be that long, -ENOMEM when there are no more files.
@@ -268,7 +279,8 @@ def invalidate_mapping_pages(cpu: Cpu, file: int):
     Context: may sleep.
     Return: how many.
     Linux: mm/truncate.c invalidate_mapping_pages
-    Differs: dirty pages go too; there is no disk to keep them for, so their content is lost (as by truncation).
+    Differs: dirty pages go too; there is no disk to keep them for, so their content is lost (as by
+    truncation).
     """
     dropped = 0
     index = 0

@@ -1,8 +1,8 @@
 """One huge pmd: taking it down, changing its protection, marking it lazily free. (Linux: mm/huge_memory.c)
 
-A walker saw that the pmd is huge without holding its lock; each function here takes the ptl, looks again, and returns 0
-("not handled") when the pmd is no longer huge, so that the walker goes on with the ptes (R18, R19). The other operations
-on one huge pmd stand in their own files and are named here too, as in Linux's one file.
+A walker saw that the pmd is huge without holding its lock; each function here takes the ptl, looks again, and returns
+0 ("not handled") when the pmd is no longer huge, so that the walker goes on with the ptes (R18, R19). The other
+operations on one huge pmd stand in their own files and are named here too, as in Linux's one file.
 """
 
 from concur_thp.arch.bug import bug_on
@@ -62,7 +62,7 @@ def zap_huge_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int):
     Return: 1; 0 when the pmd was no longer huge.
     Linux: mm/huge_memory.c zap_huge_pmd
     """
-    bug_on(cpu, addr & ~HPAGE_PMD_MASK != 0, "zap_huge_pmd: address inside a huge page (values: address, pmd)", addr, pmd)
+    bug_on(cpu, addr & ~HPAGE_PMD_MASK != 0, "zap_huge_pmd: address inside a huge page (value: address)", addr, 0)
     if not pmd_trans_huge_lock(cpu, pmd):
         return 0
     mm = mms[vma.vm_mm]
@@ -115,8 +115,8 @@ def change_huge_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, newprot: int):
         entry = pmd_modify(pmdp_invalidate(cpu, mms[vma.vm_mm], addr, pmd), newprot)
         point(cpu, Point.MPROTECT_INVALIDATED)
         # A private page becomes writable by a fault only: somebody else may map it (3.6).
-        bug_on(cpu, vma_is_anonymous(vma) and pte_write(entry), "mprotect made an anon pmd writable (value: pmd)", entry,
-               addr)
+        bug_on(cpu, vma_is_anonymous(vma) and pte_write(entry), "mprotect made an anon pmd writable (value: pmd)",
+               entry, addr)
         set_entry(pmd, entry)
         changed = HPAGE_PMD_NR
     spin_unlock(cpu, ptl)
@@ -125,7 +125,7 @@ def change_huge_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, newprot: int):
 
 @kernel
 def madvise_free_huge_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, next: int):
-    """MADV_FREE on [addr, next) of a huge pmd: clean and old, so that reclaim may drop the page until it is written again.
+    """MADV_FREE on [addr, next) of a huge pmd: clean and old, so that reclaim may drop the page unless it is written.
 
     Context: mmap_sem read; a gather is open on this CPU; takes the pmd ptl and, by trylock, the page lock.
     Return: 1 when done; 0: not done. The pmd may still be huge then, and the caller leaves it alone.

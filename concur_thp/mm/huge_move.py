@@ -1,7 +1,7 @@
 """Two huge pmds at once: fork copies one into the child, mremap moves one. (Linux: mm/huge_memory.c)
 
-Both hold two pmd ptls. fork takes the child's first, which nobody else uses yet; mremap takes the old place's first, which
-is safe because mmap_sem is held for write.
+Both hold two pmd ptls. fork takes the child's first, which nobody else uses yet; mremap takes the old place's first,
+which is safe because mmap_sem is held for write.
 """
 
 from concur_thp.arch.bug import bug_on

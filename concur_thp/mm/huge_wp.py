@@ -1,4 +1,4 @@
-"""Write faults on a read-only huge pmd: reuse the page, copy it whole, or copy it into small pages. (Linux: mm/huge_memory.c)
+"""Write faults on a read-only huge pmd: reuse the page, or copy it, whole or into small ones. (Linux: mm/huge_memory.c)
 
 The order in which a copy replaces the old page is what keeps processes apart: entry down and flushed on every CPU, new
 page in place, then the old mapcount, then the old reference. If the mapcount fell first, the other process could find

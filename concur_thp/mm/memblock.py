@@ -1,6 +1,6 @@
 """Boot: struct pages, zones, pageblocks, and all frames into the buddy lists. (Linux: mm/memblock.c)
 
-Host code, vectorised over the segment. Frames themselves are not touched: they read zero until somebody writes.
+Host code, vectorised over the segment. Frames themselves are not touched: they read zero until written.
 """
 
 import ctypes
@@ -47,8 +47,8 @@ Words = NDArray[Any]
 def array_view(array: SharedArray, count: int) -> Words:
     """The memory of a shared array as bytes, one row for each element."""
     size = count * array.stride
-    memory = (ctypes.c_char * size).from_address(int(array.base))
-    return np.frombuffer(memory, dtype=np.uint8).reshape(count, array.stride)
+    memory = (ctypes.c_uint8 * size).from_address(int(array.base))
+    return np.ctypeslib.as_array(memory).reshape(count, array.stride)
 
 
 def column(rows: Words, array: SharedArray, name: str) -> Words:
@@ -80,7 +80,7 @@ def init_memory(config: Any) -> None:
 
 
 def zone_bounds(frames: int, kernelcore: int) -> list[tuple[int, int]]:
-    """First frame and first frame behind, by zone number; zones begin where a block of the largest order does.
+    """First frame and first frame behind, by zone number; zones begin where a largest block does.
 
     DMA32 is the first quarter, Normal the rest; with `kernelcore` both end there and ZONE_MOVABLE begins.
     """
@@ -151,7 +151,7 @@ def zone_blocks(start: int, end: int) -> dict[int, Words]:
 
 
 def free_blocks() -> dict[int, int]:
-    """First frame of each free block -> its order, as the struct pages have it. To be read while nothing runs."""
+    """First frame of each free block -> its order, as the struct pages have it. Read while nothing runs."""
     rows = array_view(mem_map, zones[ZONE_MOVABLE].end_pfn)
     pfns = np.flatnonzero(column(rows, mem_map, "page_type") == PAGE_TYPE_BUDDY)
     return dict(zip(pfns.tolist(), column(rows, mem_map, "private")[pfns].tolist(), strict=True))

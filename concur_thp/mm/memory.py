@@ -1,7 +1,7 @@
 """Page faults: from the pmd down to the pte. (Linux: mm/memory.c)
 
-Every step may find that another thread of the mm was faster: entries are looked at without a lock, and looked at again
-under it. Returning 0 then is no error; the access is simply tried again.
+Every step may find that another thread of the mm was faster: entries are looked at without a lock, and looked
+at again under it. Returning 0 then is no error; the access is simply tried again.
 """
 
 from concur_thp.arch.bug import bug
@@ -9,8 +9,10 @@ from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.listen import point
 from concur_thp.arch.points import Point
+from concur_thp.mm.copy import copy_page_range
 from concur_thp.mm.fault import do_anonymous_page, do_fault
 from concur_thp.mm.flags import FAULT_FLAG_WRITE, VM_ACCESS, VM_FAULT_FALLBACK, VM_FAULT_OOM, VM_FAULT_SIGBUS
+from concur_thp.mm.free_pgtables import free_pgtables
 from concur_thp.mm.huge_entry import pmd_modify, vma_is_anonymous
 from concur_thp.mm.huge_memory import (
     do_huge_pmd_anonymous_page,
@@ -40,6 +42,7 @@ from concur_thp.mm.thp_sysfs import transparent_hugepage_enabled
 from concur_thp.mm.vma_prot import vma_prot_bits
 from concur_thp.mm.vmstat import Stat, count_vm_event
 from concur_thp.mm.wp import do_wp_page
+from concur_thp.mm.zap import unmap_page_range, zap_page_range
 from concur_thp.sync.spinlock import spin_lock, spin_unlock
 
 
@@ -191,3 +194,7 @@ def pmd_migration_entry_wait(cpu: Cpu, pmd: Entry, orig_pmd: int):
     Differs: nothing makes such pmds in this kernel, so meeting one is a bug.
     """
     bug(cpu, "a pmd is a migration entry, and there is no migration (values: pmd entry, value)", pmd, orig_pmd)
+
+
+__all__ = ["copy_page_range", "do_swap_page", "free_pgtables", "handle_mm_fault", "handle_pte_fault",
+           "pmd_migration_entry_wait", "unmap_page_range", "zap_page_range"]

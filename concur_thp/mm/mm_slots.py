@@ -1,4 +1,4 @@
-"""khugepaged's list of address spaces, and the references that keep an mm's struct alive. (Linux: mm/khugepaged.c, fork.c)
+"""khugepaged's list of mms, and the references that keep an mm's struct alive. (Linux: mm/khugepaged.c, kernel/fork.c)
 
 Two counts: mm_users holds the address space, mm_count the struct. An mm on khugepaged's list has one mm_count for it.
 The list hangs in the mms themselves (slot_next, slot_prev), so registering needs no memory and cannot fail.

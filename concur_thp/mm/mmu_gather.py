@@ -62,7 +62,7 @@ def tlb_gather_mmu(cpu: Cpu, mm: Mm, start: int, end: int):
     Linux: mm/mmu_gather.c tlb_gather_mmu
     """
     tlb = mmu_gathers[cpu.id]
-    bug_on(cpu, tlb.mm != 0, "tlb_gather_mmu: this CPU has a gather already (values: its mm, the new one)", tlb.mm, mm.id)
+    bug_on(cpu, tlb.mm != 0, "tlb_gather_mmu: this CPU has a gather already (values: mm, new mm)", tlb.mm, mm.id)
     bug_on(cpu, cpu.held_mask & PTLS != 0, "tlb_gather_mmu under a ptl (value: mm)", mm.id, cpu.held_mask)
     tlb.mm = mm.id
     tlb.fullmm = start == 0 and end == FULL_MM_END

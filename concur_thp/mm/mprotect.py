@@ -13,7 +13,6 @@ from concur_thp.mm.mm_types import Entry, Mm, Page, Vma, mms
 from concur_thp.mm.munmap import PAGE_ALIGN
 from concur_thp.mm.pgtable import (
     _PAGE_RW,
-    entry_pfn,
     get_and_clear,
     is_migration_entry,
     is_swap_pmd,
@@ -89,8 +88,10 @@ def change_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, end: int, newprot: int
     if is_swap_pmd(old) or pmd_trans_huge(old):
         if end - addr != HPAGE_PMD_SIZE:
             __split_huge_pmd(cpu, vma, pmd, addr, 0, Page(0))
-        elif change_huge_pmd(cpu, vma, pmd, addr, newprot) != 0:
-            return HPAGE_PMD_NR
+        else:
+            changed = change_huge_pmd(cpu, vma, pmd, addr, newprot)
+            if changed != 0:
+                return changed if changed == HPAGE_PMD_NR else 0
         # Not huge any more (R19), or just split: the ptes, if there are any.
     return change_pte_range(cpu, vma, pmd, addr, end, newprot)
 
@@ -138,7 +139,8 @@ def mprotect_fixup(cpu: Cpu, vma: Vma, prev: Vma, start: int, end: int, newflags
     merged = vma_merge(cpu, mm, prev, start, end, newflags, vma.anon_vma, vma.vm_file, pgoff)
     if merged:
         vma = merged
-        bug_on(cpu, vma.vm_flags != newflags, "mprotect: merged with other flags (values: flags)", vma.vm_flags, newflags)
+        bug_on(cpu, vma.vm_flags != newflags, "mprotect: merged with other flags (values: flags)", vma.vm_flags,
+               newflags)
     else:
         if start != vma.vm_start and split_vma(cpu, mm, vma, start, 1) != 0:
             return -ENOMEM
@@ -168,11 +170,12 @@ def mprotect_range(cpu: Cpu, mm: Mm, start: int, end: int, prot: int):
         newflags = (vma.vm_flags & ~VM_ACCESS) | prot
         if newflags & ~(newflags >> 4) & VM_ACCESS != 0:  # VM_MAY*, shifted to their place.
             return -EACCES
-        error = mprotect_fixup(cpu, vma, prev, start, min(vma.vm_end, end), newflags)
+        upto = min(vma.vm_end, end)
+        error = mprotect_fixup(cpu, vma, prev, start, upto, newflags)
         if error != 0:
             return error
         prev = Vma(cpu.scratch[0])
-        start = max(min(vma.vm_end, end), start) if prev == vma else prev.vm_end
+        start = max(upto, prev.vm_end)
         if start >= end:
             return 0
         vma = vma_next(mm, prev)
@@ -201,4 +204,4 @@ def do_mprotect(cpu: Cpu, mm: Mm, start: int, length: int, prot: int):
     return error
 
 
-__all__ = ["change_protection", "do_mprotect", "entry_pfn"]
+__all__ = ["change_protection", "do_mprotect"]

@@ -1,4 +1,4 @@
-"""Taking mappings away: munmap, and all of them at exit. (Linux: mm/mmap.c; v4.19's form, which keeps mmap_sem write: K8)
+"""Taking mappings away: munmap, and all of them at exit. (Linux: mm/mmap.c; v4.19's form, mmap_sem stays write: K8)
 
 The order is what keeps everybody safe: entries go down and are flushed before pages are put (mmu_gather); a vma leaves
 the rmap trees before its tables are freed, so that no rmap walker can be in them (X27).
@@ -11,12 +11,13 @@ from concur_thp.arch.listen import point
 from concur_thp.arch.points import Point
 from concur_thp.config import PAGE_MASK, PAGE_SIZE, TASK_SIZE
 from concur_thp.mm.errno import EINVAL, ENOMEM
-from concur_thp.mm.memory import free_pgtables, unmap_page_range
+from concur_thp.mm.free_pgtables import free_pgtables
 from concur_thp.mm.mm_types import Mm, Vma
 from concur_thp.mm.mmu_gather import FULL_MM_END, tlb_finish_mmu, tlb_gather_mmu
 from concur_thp.mm.swap import lru_add_drain
 from concur_thp.mm.vma_adjust import __split_vma, map_count_reached, vm_area_free
 from concur_thp.mm.vma_tree import find_vma, find_vma_index, vma_at, vma_unlink_range
+from concur_thp.mm.zap import unmap_page_range
 from concur_thp.sync.rwsem import assert_held_write, down_write, up_write
 
 

@@ -1,8 +1,8 @@
 """Pages for everybody: allocation and freeing. (Linux: mm/page_alloc.c)
 
-A page comes with one reference, no mapping, no flags and mapcount -1, and is brought back like that, the reference
-gone. The frames of a huge page come as a compound page (__GFP_COMP). Below are pcp.py (small pages), fallback.py and
-buddy.py (blocks); page_check.py and compound.py say what a page must look like; memblock.py boots it all.
+A page comes with one reference, no mapping, no flags and mapcount -1, and is brought back like that, the
+reference gone. The frames of a huge page come as a compound page (__GFP_COMP). Below are pcp.py (small pages),
+fallback.py and buddy.py (blocks); page_check.py and compound.py say what a page must look like; memblock.py boots.
 """
 
 from concur_thp.arch.bug import bug_on
@@ -45,7 +45,7 @@ from concur_thp.mm.pcp import (
 from concur_thp.mm.vmstat import Stat, mod_stat
 from concur_thp.sync.spinlock import spin_lock_irq, spin_unlock_irq
 
-# -- allocation ------------------------------------------------------------------------------------------------
+# -- allocation ------------------------------------------------------------------------------------------
 
 
 @inline
@@ -57,7 +57,7 @@ def gfpflags_to_migratetype(gfp: int):
 
 @inline
 def prep_new_page(cpu: Cpu, page: Page, order: int, migratetype: int, gfp: int):
-    """Make a block what its new owner expects; then, last, the reference: now scanners can take theirs too."""
+    """Make a block what its new owner expects; last, the reference: now scanners can take theirs too."""
     check_new_page(cpu, page)
     page.private = 0
     if gfp & __GFP_ZERO:
@@ -143,7 +143,7 @@ def alloc_page(cpu: Cpu, gfp: int) -> Page:
     return page
 
 
-# -- freeing ---------------------------------------------------------------------------------------------------
+# -- freeing ---------------------------------------------------------------------------------------------
 
 
 @inline
@@ -165,8 +165,8 @@ def free_pages_prepare(cpu: Cpu, page: Page, order: int):
 def free_the_page(cpu: Cpu, page: Page, order: int):
     """Free a block whose last reference is gone.
 
-    Context: takes zone.lock for a block, or when this CPU's list is full. A page table has had its page_type and
-    `mapping` (the ptl) reset before.
+    Context: takes zone.lock for a block, or when this CPU's list is full. A page table has had its page_type
+    and `mapping` (the ptl) reset before.
     Linux: mm/page_alloc.c free_the_page, free_unref_page, __free_pages_ok
     """
     free_pages_prepare(cpu, page, order)

@@ -22,7 +22,7 @@ def bad_page(cpu: Cpu, page: Page, flags: int):
     Linux: mm/page_alloc.c bad_page, free_pages_check_bad
     """
     pfn = page_to_pfn(page)
-    bug_on(cpu, page.page_type != PAGE_TYPE_NONE, "bad page: free already, or a page table (values: pfn, type)",
+    bug_on(cpu, page.page_type != PAGE_TYPE_NONE, "bad page: free already, or a table (values: pfn, type)",
            pfn, page.page_type)
     bug_on(cpu, page._mapcount.read() != -1, "bad page: still mapped (values: pfn, mapcount)",
            pfn, page._mapcount.read())

@@ -1,4 +1,4 @@
-"""The page lock: PG_locked of the head, one lock for the whole compound page. (Linux: include/linux/pagemap.h)
+"""The page lock: PG_locked of the head, one lock for the whole compound page. (Linux: linux/pagemap.h)
 
 It fixes `mapping` and `index` of an anon page and keeps split, migration and reuse away. Whoever waits has a
 reference: a split needs an exact count, so the head cannot change under a waiter.
@@ -27,7 +27,8 @@ def PageLocked(page: Page):
 def assert_page_locked(cpu: Cpu, page: Page):
     """This CPU holds the page lock."""
     owner = compound_head(page).lock_owner
-    bug_on(cpu, owner != cpu.id + 1, "page not locked by this CPU (values: pfn, owner + 1)", page_to_pfn(page), owner)
+    bug_on(cpu, owner != cpu.id + 1, "page not locked by this CPU (values: pfn, owner + 1)",
+           page_to_pfn(page), owner)
 
 
 @kernel

@@ -1,7 +1,7 @@
 """Per-CPU lists of free small pages, by zone and migratetype. (Linux: mm/page_alloc.c, struct per_cpu_pages)
 
-Only its own CPU touches a list, so a small page costs no lock most of the time. A page on a list has PAGE_TYPE_PCP
-and no reference; the lists are linked through lru_next, newest first.
+Only its own CPU touches a list, so a small page costs no lock most of the time. A page on a list has
+PAGE_TYPE_PCP and no reference; the lists are linked through lru_next, newest first.
 """
 
 from concur_thp.arch.bug import bug_on

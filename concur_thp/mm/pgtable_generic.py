@@ -38,7 +38,7 @@ def ptep_clear_flush(cpu: Cpu, mm: Mm, addr: int, pte: Entry):
     Linux: mm/pgtable-generic.c ptep_clear_flush
     """
     old = get_and_clear(pte)
-    # A protnone pte was never loaded, but its predecessor may still be in a TLB while another CPU's flush is on its way.
+    # A protnone pte was never loaded, but its predecessor may be in a TLB while another CPU's flush is on its way.
     if old & _PAGE_PRESENT or (old & _PAGE_PROTNONE and mm.tlb_flush_pending.load() > 0):
         flush_tlb_mm_range(cpu, mm.id, addr & PAGE_MASK, (addr & PAGE_MASK) + PAGE_SIZE)
     return old

@@ -2,22 +2,25 @@
 
 from concur_thp.arch.builtins import smp_wmb
 from concur_thp.arch.cpu import Cpu
-from concur_thp.arch.linker import inline
+from concur_thp.arch.linker import inline, kernel
 from concur_thp.config import PGDIR_SHIFT, PMD_MASK, PMD_SIZE, PUD_SHIFT
-from concur_thp.mm.huge_entry import mm_counter_file
-from concur_thp.mm.mm_types import MM_ANONPAGES, Entry, Mm, Page, Vma, mem_map
+from concur_thp.mm.errno import ENOMEM
+from concur_thp.mm.filemap import mm_counter_file
+from concur_thp.mm.mm_types import MM_ANONPAGES, NIL, Entry, Mm, Page, Vma, mem_map
 from concur_thp.mm.page_flags import PageAnon, PG_uptodate, page_to_pfn
 from concur_thp.mm.pgtable import (
     _PAGE_ACCESSED,
     entry_pfn,
     mk_entry,
     pgd_offset,
+    pmd_lockptr,
     pmd_none,
     pte_special,
     pud_offset,
 )
-from concur_thp.mm.pgtable_alloc import __pte_alloc
+from concur_thp.mm.pgtable_alloc import mm_inc_nr_ptes, pmd_populate, pte_alloc_one, pte_free
 from concur_thp.mm.vma_prot import vma_prot_bits
+from concur_thp.sync.spinlock import spin_lock, spin_unlock
 
 
 @inline
@@ -70,3 +73,29 @@ def next_pmd_table(mm: Mm, addr: int, end: int):
 def pte_alloc(cpu: Cpu, mm: Mm, pmd: Entry):
     """See that the pmd is not empty. 0, or -ENOMEM."""
     return __pte_alloc(cpu, mm, pmd) if pmd_none(pmd.val.load()) else 0
+
+
+@kernel
+def __pte_alloc(cpu: Cpu, mm: Mm, pmd: Entry):
+    """Give an empty pmd a table, unless another CPU was faster.
+
+    Context: mmap_sem any mode. Allocates, so no spinlock held; takes the pmd ptl.
+    Return: 0, and then the pmd may as well be huge: look again; -ENOMEM.
+    Linux: mm/memory.c __pte_alloc
+    """
+    table = pte_alloc_one(cpu, mm)
+    if table == NIL:
+        return -ENOMEM
+    # The table's zeroes before the pointer to it: a CPU that walks takes no lock, and must not follow the new pmd into
+    # what the frame held before (3.3.1).
+    smp_wmb()
+    ptl = pmd_lockptr(pmd)
+    spin_lock(cpu, ptl)
+    lost = not pmd_none(pmd.val.read())
+    if not lost:
+        mm_inc_nr_ptes(mm)
+        pmd_populate(cpu, pmd, table)
+    spin_unlock(cpu, ptl)
+    if lost:
+        pte_free(cpu, table)
+    return 0

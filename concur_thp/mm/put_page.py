@@ -40,8 +40,8 @@ def check_last_put(cpu: Cpu, page: Page):
 def __put_page(cpu: Cpu, head: Page):
     """The last reference of a head or small page is gone: free it.
 
-    Context: _refcount is 0, so get_page_unless_zero() fails everywhere. Takes lru_lock, split_queue_lock and zone.lock in
-    turn, never two at once; may be called under a ptl.
+    Context: _refcount is 0, so get_page_unless_zero() fails everywhere. Takes lru_lock, split_queue_lock and
+    zone.lock in turn, never two at once; may be called under a ptl.
     Linux: mm/swap.c __put_page
     """
     point(cpu, Point.PUT_PAGE_ZERO)

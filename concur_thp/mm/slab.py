@@ -1,8 +1,8 @@
-"""Pools of structs: mms, vmas, anon_vmas and their like. (Linux: mm/slub.c; every pool is SLAB_TYPESAFE_BY_RCU)
+"""Pools of structs: mms, vmas, anon_vmas and their like. (Linux: mm/slub.c, SLAB_TYPESAFE_BY_RCU)
 
-A pool is a lock-free stack over its struct array. The links are `free_next`, the first word of each pooled struct,
-and are relative: 0 means "the one behind me", so a pool needs no filling at boot and what was never used is never
-resident. Memory is type-stable: a stale index still leads to a struct of the same kind, free or reused.
+A pool is a lock-free stack over its struct array. The links are `free_next`, the first word of each pooled
+struct, and are relative: 0 means "the one behind me", so a pool needs no filling at boot and what was never used
+is never resident. Memory is type-stable: a stale index still leads to a struct of the same kind, free or reused.
 """
 
 from typing import Any
@@ -80,8 +80,8 @@ def kmem_cache_alloc(cpu: Cpu, pool: int):
         index = seen & INDEX
         if index == 0:
             return 0
-        # Another CPU may take this struct right now and even put it back: the link read here is stale then, but the
-        # change count has moved on and the swap fails.
+        # Another CPU may take this struct right now and even put it back: the link read here is stale then, but
+        # the change count has moved on and the swap fails.
         following = index + 1 + free_link(pool, index).value
         if following > cache.limit:
             following = 0
@@ -103,7 +103,8 @@ def kmem_cache_free(cpu: Cpu, pool: int, index: int):
     """
     bug_on(cpu, pool < POOL_MM or pool > POOL_FILE, "kmem_cache_free: no such pool", pool, index)
     cache = pools[pool]
-    bug_on(cpu, index < 1 or index > cache.limit, "kmem_cache_free: no such struct (values: pool, index)", pool, index)
+    bug_on(cpu, index < 1 or index > cache.limit, "kmem_cache_free: no such struct (values: pool, index)",
+           pool, index)
     left = cache.in_use.sub(1)
     bug_on(cpu, left <= 0, "kmem_cache_free: more freed than handed out (values: pool, index)", pool, index)
     link = free_link(pool, index)

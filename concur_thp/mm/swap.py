@@ -50,7 +50,7 @@ def pagevec_of(cpu: Cpu, kind: int) -> Pagevec:
 
 @inline
 def pagevec_add(cpu: Cpu, kind: int, page: Page):
-    """Let a head or small page wait, with a reference of its own; move the batch when it is full or the page compound."""
+    """Let a head or small page wait, with a reference of its own; a full batch or a compound page moves at once."""
     get_page(cpu, page)
     pvec = pagevec_of(cpu, kind)
     nr = pvec.nr
@@ -94,8 +94,9 @@ def lru_add_fn(cpu: Cpu, page: Page):
     # The full barrier of or_() is between PG_lru and PG_mlocked: munlock on the other CPU clears PG_mlocked, then looks
     # at PG_lru. One of the two sees the other and the page does not stay unevictable.
     if page_evictable(page):
-        flags = page.flags.and_(~(1 << PG_unevictable)) & ~(1 << PG_unevictable)
-        add_page_to_lru_list(page, page_lru(flags))
+        if old & (1 << PG_unevictable):
+            page.flags.and_(~(1 << PG_unevictable))
+        add_page_to_lru_list(page, page_lru(old & ~(1 << PG_unevictable)))
     else:
         page.flags.and_(~(1 << PG_active))
         page.flags.or_(1 << PG_unevictable)

@@ -1,4 +1,4 @@
-"""The switches of /sys/kernel/mm/transparent_hugepage, and who may have a huge page. (Linux: mm/huge_memory.c, khugepaged.c)
+"""The switches of /sys/kernel/mm/transparent_hugepage, and who may have a huge page. (Linux: mm/huge_memory.c)
 
 Kernel code reads `thp`. Users write and read text under the kernel's file names, with its rules for bad values:
 

@@ -96,11 +96,6 @@ def vm_area_free(cpu: Cpu, vma: Vma):
     kmem_cache_free(cpu, POOL_VMA, vmas.index(vma))
 
 
-@inline
-def vma_pages(vma: Vma):
-    return (vma.vm_end - vma.vm_start) >> PAGE_SHIFT
-
-
 @kernel
 def __vma_adjust(cpu: Cpu, vma: Vma, start: int, end: int, pgoff: int, insert: Vma, expand: Vma):
     """Give `vma` new borders; its neighbour shrinks, grows or goes as they demand. Or `insert` fills what it leaves.
@@ -183,8 +178,9 @@ def adjust_borders(cpu: Cpu, orig_vma: Vma, vma: Vma, next: Vma, start: int, end
     if anon_vma == 0 and adjust_next != 0:
         anon_vma = next.anon_vma
     if anon_vma != 0:
-        bug_on(cpu, adjust_next != 0 and next.anon_vma != 0 and next.anon_vma != anon_vma,
-               "vma_adjust: neighbours of different anon_vmas (values: anon_vmas)", anon_vma, next.anon_vma)
+        if adjust_next != 0:
+            bug_on(cpu, next.anon_vma != 0 and next.anon_vma != anon_vma,
+                   "vma_adjust: neighbours of different anon_vmas (values: anon_vmas)", anon_vma, next.anon_vma)
         anon_vma_lock_write(cpu, anon_vmas[anon_vma])
     if remove_next != 0:
         vma_unlink(cpu, mm, next)

@@ -1,15 +1,15 @@
 """Can a range become part of its neighbours? (Linux: mm/mmap.c vma_merge)
 
-A is addr..end, the range to be mapped or to get new flags; P the vma before it, N the one behind, X one that begins where A
-does (mprotect, madvise: A lies over existing vmas).
+A is addr..end, the range to be mapped or to get new flags; P the vma before it, N the one behind, X one that A covers
+up to its end (mprotect, madvise: A lies in an existing vma).
 
-     AAAA             AAAA             AAAA             AAAA
-    PPPPPPNNNNNN     PPPPPPNNNNNN     PPPPPPNNNNNN     PPPP....NNNN
-    no merge         becomes          becomes          becomes
-                     PPNNNNNNNNNN     PPPPPPPPPPNN     PPPPPPPPPPPP  1, or PPPPPPPPNNNN 2, or PPPPNNNNNNNN 3
-                     4                5
+      AAAA             AAAA                AAAA              AAAA
+     PPPPPPNNNNNN     PPPPPPNNNNNN     PPPPPPNNNNNN      PPPP    NNNN
+     no merge         becomes          becomes           becomes PPPPPPPPPPPP 1, PPPPPPPPNNNN 2 or PPPPNNNNNNNN 3
+                      PPNNNNNNNNNN 4   PPPPPPPPPPNN 5
 
-    PPPPXXXXNNNN     becomes PPPPPPPPPPPP 6, or PPPPPPPPNNNN 7, or PPPPNNNNNNNN 8
+         AAAA
+     PPPPXXXXNNNN     becomes PPPPPPPPPPPP 6, PPPPPPPPNNNN 7 or PPPPNNNNNNNN 8
 """
 
 from concur_thp.arch.bug import bug_on
@@ -18,8 +18,8 @@ from concur_thp.arch.linker import inline, kernel
 from concur_thp.config import PAGE_SHIFT
 from concur_thp.mm.mm_slots import khugepaged_enter_vma_merge
 from concur_thp.mm.mm_types import Mm, Vma, avcs
-from concur_thp.mm.vma_adjust import __vma_adjust, vma_pages
-from concur_thp.mm.vma_tree import vma_first, vma_next
+from concur_thp.mm.vma_adjust import __vma_adjust
+from concur_thp.mm.vma_tree import vma_first, vma_next, vma_pages
 
 
 @inline

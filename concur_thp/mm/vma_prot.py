@@ -1,4 +1,4 @@
-"""What a vma's rights become in its entries, and one switch of mmap. (Linux: mm/mmap.c protection_map, vm_get_page_prot)"""
+"""What a vma's rights become in its entries, and a switch of mmap. (Linux: mm/mmap.c protection_map)"""
 
 from typing import Any
 
@@ -6,21 +6,25 @@ from concur_thp.arch.linker import inline
 from concur_thp.arch.shared import SharedOne
 from concur_thp.arch.struct import I32, Struct, field
 from concur_thp.mm.flags import VM_ACCESS, VM_SHARED, VM_WRITE
-from concur_thp.mm.mm_types import Vma
+from concur_thp.mm.mm_types import Vma, mm_globals
 from concur_thp.mm.pgtable import _PAGE_PRESENT, _PAGE_PROTNONE, _PAGE_RW
 
 
 class MmapSwitches(Struct, size=64):
     """Kernel code only reads these."""
 
-    map_stack_nohuge = field(I32, "const", "1: MAP_STACK gives VM_NOHUGEPAGE (Linux since 6.7, so the recordings); v4.20: 0")
+    map_stack_nohuge = field(I32, "const", "1: MAP_STACK gives VM_NOHUGEPAGE, as Linux does since 6.7; v4.20: 0")
 
 
 mmap_switches = SharedOne("mmap_switches", MmapSwitches)
 
 
 def init_mmap(config: Any) -> None:
-    """Boot: the switch as the configuration has it."""
+    """Boot: the sizes and the switch as the configuration has them."""
+    mm_globals.nr_frames = config.frames
+    mm_globals.max_map_count = config.max_map_count
+    mm_globals.file_pages = config.file_pages
+    mm_globals.nr_mms = config.mms
     mmap_switches.map_stack_nohuge = int(getattr(config, "stack_nohuge", False))
 
 
@@ -34,5 +38,5 @@ def vm_get_page_prot(vm_flags: int):
 
 @inline
 def vma_prot_bits(vma: Vma):
-    """Bits of a present entry of this vma (vm_page_prot). Writers add _PAGE_RW when the vma has VM_WRITE (maybe_mkwrite)."""
+    """Bits of a present entry of this vma (vm_page_prot); faults add _PAGE_RW where the vma has VM_WRITE."""
     return vm_get_page_prot(vma.vm_flags)

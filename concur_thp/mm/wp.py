@@ -1,8 +1,8 @@
 """Write faults on present read-only ptes: reuse the page, or copy it. (Linux: mm/memory.c)
 
-Order that matters in a copy: clear the pte and flush every CPU, then map the new page, then drop the old mapcount, then
-the old reference. If the mapcount fell before the flush another process could take the old page for its own and write
-to it while CPUs of this mm still read it through their TLBs.
+Order that matters in a copy: clear the pte and flush every CPU, then map the new page, then drop the old
+mapcount, then the old reference. If the mapcount fell before the flush another process could take the old
+page for its own and write to it while CPUs of this mm still read it through their TLBs.
 """
 
 from concur_thp.arch.cpu import Cpu
@@ -10,11 +10,21 @@ from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.listen import point
 from concur_thp.arch.points import Point
 from concur_thp.mm.anon_vma import anon_vma_prepare
-from concur_thp.mm.flags import GFP_HIGHUSER_MOVABLE, VM_FAULT_OOM, VM_FAULT_WRITE, VM_SHARED, VM_WRITE, __GFP_ZERO
-from concur_thp.mm.huge_entry import maybe_mkwrite, mm_counter_file
+from concur_thp.mm.filemap import mm_counter_file
+from concur_thp.mm.flags import (
+    __GFP_ZERO,
+    GFP_HIGHUSER_MOVABLE,
+    VM_FAULT_OOM,
+    VM_FAULT_WRITE,
+    VM_SHARED,
+    VM_WRITE,
+)
+from concur_thp.mm.highmem import copy_page
+from concur_thp.mm.huge_entry import maybe_mkwrite
+from concur_thp.mm.mapcount import reuse_swap_page
 from concur_thp.mm.mm_types import MM_ANONPAGES, Entry, Page, Vma, mms
-from concur_thp.mm.page_alloc import alloc_page, copy_page
-from concur_thp.mm.page_flags import PageAnon, PG_dirty, SetFlag, compound_head
+from concur_thp.mm.page_alloc import alloc_page
+from concur_thp.mm.page_flags import PageAnon, PG_dirty, SetFlag
 from concur_thp.mm.page_lock import lock_page, trylock_page, unlock_page
 from concur_thp.mm.page_ref import get_page
 from concur_thp.mm.pgtable import _PAGE_ACCESSED, _PAGE_DIRTY, pte_lockptr, pte_offset, set_entry
@@ -24,8 +34,6 @@ from concur_thp.mm.rmap import (
     page_add_new_anon_rmap,
     page_move_anon_rmap,
     page_remove_rmap,
-    reuse_swap_page,
-    total_mapcount,
 )
 from concur_thp.mm.swap import lru_cache_add_active_or_unevictable, put_page
 from concur_thp.mm.vmstat import Stat, count_vm_event
@@ -91,11 +99,10 @@ def lock_page_recheck(cpu: Cpu, page: Page, pte: Entry, pmdval: int, orig_pte: i
 @inline
 def wp_may_reuse(cpu: Cpu, vma: Vma, page: Page):
     """Is this anon page mapped here only? Then it also moves to this vma's anon_vma. Page lock and pte ptl held."""
-    point(cpu, Point.REUSE_TEST)
     if not reuse_swap_page(cpu, page):
         return 0
     # Only when nothing else of the whole compound page is mapped anywhere may its anon_vma change.
-    if total_mapcount(compound_head(page)) == 1:
+    if cpu.scratch[0] == 1:
         page_move_anon_rmap(page, vma)
     return 1
 
@@ -144,7 +151,8 @@ def wp_new_page(cpu: Cpu, vma: Vma, old_page: Page) -> Page:
 def wp_page_copy(cpu: Cpu, vma: Vma, addr: int, pmd: Entry, orig_pte: int, old_page: Page):
     """Give the writer a copy of its own; of the zero page (`old_page` NULL) a page of zeroes.
 
-    Context: mmap_sem read, no spinlock; takes over a reference of old_page. Takes the pte ptl, flushes under it.
+    Context: mmap_sem read, no spinlock; takes over a reference of old_page. Takes the pte ptl, flushes under
+    it.
     Return: VM_FAULT_WRITE: done; 0: the pte changed, look anew; VM_FAULT_OOM.
     Linux: mm/memory.c wp_page_copy
     Differs: no mlocked page to munlock.
@@ -160,7 +168,8 @@ def wp_page_copy(cpu: Cpu, vma: Vma, addr: int, pmd: Entry, orig_pte: int, old_p
     ptl = pte_lockptr(pmdval)
     spin_lock(cpu, ptl)
     if pte.val.read() != orig_pte:
-        # Another thread broke the sharing, or the range was zapped. (Accessed set meanwhile counts too: just retry.)
+        # Another thread broke the sharing, or the range was zapped. (Accessed set meanwhile counts too: just
+        # retry.)
         spin_unlock(cpu, ptl)
         put_page(cpu, new_page)
         if old_page:

@@ -1,7 +1,7 @@
 """Taking entries down: munmap, DONTNEED, exit. (Linux: mm/memory.c)
 
-Inside a gather (mmu_gather.py) that has the flush and the references. mmap_sem may be held for read only, so other
-threads fault, zap and split in the same range meanwhile.
+Inside a gather (mmu_gather.py) that has the flush and the references. mmap_sem may be held for read only, so
+other threads fault, zap and split in the same range meanwhile.
 """
 
 from concur_thp.arch.bug import bug, bug_on
@@ -10,7 +10,7 @@ from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.listen import point
 from concur_thp.arch.points import Point
 from concur_thp.config import HPAGE_PMD_SIZE, PAGE_SIZE
-from concur_thp.mm.huge_entry import mm_counter_file
+from concur_thp.mm.filemap import mm_counter_file
 from concur_thp.mm.huge_memory import __split_huge_pmd, zap_huge_pmd
 from concur_thp.mm.mm_types import MM_ANONPAGES, Entry, Mm, Page, Vma, mms
 from concur_thp.mm.mmu_gather import (
@@ -86,8 +86,8 @@ def zap_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, end: int):
                 __split_huge_pmd(cpu, vma, pmd, addr, 0, Page(0))
             else:
                 done = zap_huge_pmd(cpu, vma, pmd, addr)
-        # mmap_sem may be held for read only: a parallel DONTNEED may have emptied the pmd, and a fault may have put a
-        # huge page there. Then it came after us, as if it had come after the whole call.
+        # mmap_sem may be held for read only: a parallel DONTNEED may have emptied the pmd, and a fault may
+        # have put a huge page there. Then it came after us, as if it had come after the whole call.
         if not done and not pmd_trans_unstable(pmd):
             zap_pte_range(cpu, vma, pmd, addr, end)
 
@@ -129,8 +129,8 @@ def zap_pte_range(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, end: int):
     if anon != 0:
         mm.rss[MM_ANONPAGES].sub(anon)
     if force_flush:
-        # page_mkclean and truncation on another CPU look for dirty ptes under this ptl: once it is free, no CPU may
-        # still write through a translation that we took down.
+        # page_mkclean and truncation on another CPU look for dirty ptes under this ptl: once it is free, no
+        # CPU may still write through a translation that we took down.
         tlb_flush_mmu_tlbonly(cpu)
     spin_unlock(cpu, ptl)
     if force_flush:

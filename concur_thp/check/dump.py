@@ -1,0 +1,299 @@
+"""Text about a machine that has stopped: a page, an mm, a CPU, its locks, everything; and the page a failure is shown on.
+
+Reads shared memory from outside and believes nothing: a number that leads nowhere is printed as it is, and a part that cannot
+be read says so in its place. A dump of a broken machine always comes out.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from concur_thp.arch.bug import describe_bug
+from concur_thp.arch.cpu import CpuState, cpus
+from concur_thp.arch.linker import texts
+from concur_thp.arch.points import Point
+from concur_thp.arch.system import system
+from concur_thp.arch.tlb import tlb_contexts
+from concur_thp.check.clock import read_cycles
+from concur_thp.check.events import event_text, page_events, ring_events
+from concur_thp.check.facts import Facts
+from concur_thp.check.lock_names import describe_wait, held_locks, wait_cycle
+from concur_thp.check.views import view
+from concur_thp.check.walk import LEVELS
+from concur_thp.config import HPAGE_PMD_NR, NR_CPUS, MachineConfig
+from concur_thp.mm.flags import (
+    MMF_DISABLE_THP,
+    MMF_HUGE_ZERO_PAGE,
+    MMF_VM_HUGEPAGE,
+    VM_EXEC,
+    VM_GROWSDOWN,
+    VM_HUGEPAGE,
+    VM_LOCKED,
+    VM_NOHUGEPAGE,
+    VM_READ,
+    VM_SHARED,
+    VM_WRITE,
+)
+from concur_thp.mm.mm_types import (
+    MAPPING_SHIFT,
+    PAGE_MAPPING_ANON,
+    PAGE_TYPE_BUDDY,
+    PAGE_TYPE_NONE,
+    PAGE_TYPE_PCP,
+    PAGE_TYPE_RESERVED,
+    PAGE_TYPE_TABLE,
+    TAIL_MAPPING,
+    mem_map,
+    percpu,
+)
+from concur_thp.mm.page_flags import FLAG_NAMES, PG_double_map, PG_head
+from concur_thp.ops import Op
+
+PAGE_TYPES = {
+    PAGE_TYPE_NONE: "",
+    PAGE_TYPE_BUDDY: "free block",
+    PAGE_TYPE_TABLE: "page table",
+    PAGE_TYPE_RESERVED: "reserved",
+    PAGE_TYPE_PCP: "on a pcp list",
+}
+VM_LETTERS = ((VM_READ, "r"), (VM_WRITE, "w"), (VM_EXEC, "x"))
+VM_WORDS = {
+    VM_SHARED: "shared",
+    VM_GROWSDOWN: "growsdown",
+    VM_LOCKED: "locked",
+    VM_HUGEPAGE: "hugepage",
+    VM_NOHUGEPAGE: "nohugepage",
+}
+MMF_WORDS = {
+    MMF_VM_HUGEPAGE: "on khugepaged's list",
+    MMF_HUGE_ZERO_PAGE: "uses the huge zero page",
+    MMF_DISABLE_THP: "THP disabled",
+}
+MOST_VMAS = 12
+
+
+def robust(function: Callable[..., str]) -> Callable[..., str]:
+    """Whatever goes wrong becomes part of the text."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> str:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:  # a dump has to come out, whatever the memory looks like
+            return f"({function.__name__}: unreadable: {type(error).__name__}: {error})"
+
+    return guarded
+
+
+def enum_name(enum: Any, number: int) -> str:
+    """The name of a number, or the number."""
+    try:
+        return str(enum(number).name)
+    except ValueError:
+        return str(number)
+
+
+def flag_text(flags: int) -> str:
+    """'head|uptodate|lru'."""
+    return "|".join(name for bit, name in FLAG_NAMES.items() if flags >> bit & 1) or "none"
+
+
+def mapping_text(mapping: int) -> str:
+    """What a page's mapping says."""
+    if mapping == 0:
+        return "none"
+    if mapping == TAIL_MAPPING:
+        return "TAIL_MAPPING"
+    return f"{'anon_vma' if mapping & PAGE_MAPPING_ANON else 'file'} {mapping >> MAPPING_SHIFT}"
+
+
+@robust
+def dump_page(config: MachineConfig, pfn: int) -> str:
+    """A page's fields, those of its head, and what maps it."""
+    if not 0 <= pfn < config.frames:
+        return f"pfn {pfn:#x} is outside memory (0..{config.frames - 1:#x})"
+    row = view(mem_map, config.frames)[pfn]
+    link = int(row["compound_head"])
+    lines = [_page_line(config, pfn, row)]
+    head = link >> 1 if link & 1 else pfn
+    if head != pfn and 0 <= head < config.frames:
+        lines.append(_page_line(config, head, view(mem_map, config.frames)[head]))
+    facts = Facts(config)
+    lines += _mappings(facts, pfn, head)
+    return "\n".join(lines)
+
+
+def _page_line(config: MachineConfig, pfn: int, row: Any) -> str:
+    link, flags = int(row["compound_head"]), int(row["flags"])
+    kind = PAGE_TYPES.get(int(row["page_type"]), f"type {row['page_type']}")
+    what = f", tail {pfn - (link >> 1)} of {link >> 1:#x}" if link & 1 else ""
+    what += f", {kind}" if kind else ""
+    text = (
+        f"page pfn {pfn:#x}{what}   flags {flag_text(flags)}   _refcount {row['_refcount']}   _mapcount "
+        f"{row['_mapcount']}   mapping {mapping_text(int(row['mapping']))}   index {int(row['index']):#x}"
+    )
+    if int(row["lock_owner"]):
+        text += f"   locked by cpu {int(row['lock_owner']) - 1}"
+    if flags >> PG_head & 1 and pfn + 2 < config.frames:
+        first, second = view(mem_map, config.frames)[pfn + 1], view(mem_map, config.frames)[pfn + 2]
+        text += f"   compound_mapcount {first['compound_mapcount']}   order {first['compound_order']}"
+        text += "   DoubleMap" if int(first["flags"]) >> PG_double_map & 1 else ""
+        text += "   on the deferred split queue" if int(second["deferred_next"]) else ""
+    return text
+
+
+def _mappings(facts: Facts, pfn: int, head: int, most: int = 8) -> list[str]:
+    """The entries that map a page."""
+    found = []
+    for entries, name, wanted in ((facts.pte, "pte", pfn), (facts.huge, "huge pmd", head)):
+        for i in np.flatnonzero(entries.pfn == wanted)[:most]:
+            found.append(f"  {name} {entries.val[i]:#x} at {entries.addr[i]:#x} of mm {entries.mm[i]}")
+    return found or ["  no entry maps it"]
+
+
+@robust
+def dump_mm(config: MachineConfig, number: int) -> str:
+    """An mm: counts, vmas, tables."""
+    if not 0 < number <= config.mms:
+        return f"mm {number} does not exist"
+    facts = Facts(config)
+    row = facts.mm[number]
+    marks = [word for bit, word in MMF_WORDS.items() if int(row["flags"]) >> bit & 1]
+    on = [
+        n for n in range(config.cpus) if int(view(tlb_contexts, config.mms + 1)["cpumask"][number]) >> n & 1
+    ]
+    lines = [
+        f"mm {number}: mm_users {row['mm_users']}, mm_count {row['mm_count']}, rss {row['rss'].tolist()} "
+        f"(file, anon, swap, shmem), nr_ptes {row['nr_ptes']}, nr_pmds {row['nr_pmds']}, map_count "
+        f"{row['map_count']}, tlb_flush_pending {row['tlb_flush_pending']}, cpus {on}"
+        + (", " + ", ".join(marks) if marks else "")
+    ]
+    mine = facts.vma_list[facts.vma_mm == number].tolist()
+    lines += [_vma_line(facts.vma[vma], vma) for vma in mine[:MOST_VMAS]]
+    if len(mine) > MOST_VMAS:
+        lines.append(f"  ... and {len(mine) - MOST_VMAS} more vmas")
+    counts = [
+        f"{int((links.mm == number).sum())} {LEVELS[level]}s" for level, links in facts.walked.linked.items()
+    ]
+    lines.append(
+        f"  tables: {', '.join(counts)}; {int((facts.thp.mm == number).sum())} huge pmds, "
+        f"{int((facts.pte.mm == number).sum())} ptes"
+    )
+    return "\n".join(lines)
+
+
+def _vma_line(row: Any, number: int) -> str:
+    flags = int(row["vm_flags"])
+    rights = "".join(letter if flags & bit else "-" for bit, letter in VM_LETTERS)
+    words = [word for bit, word in VM_WORDS.items() if flags & bit]
+    what = f"file {row['vm_file']}" if int(row["vm_file"]) else f"anon_vma {row['anon_vma']}"
+    return (
+        f"  vma {number}: {int(row['vm_start']):#x}-{int(row['vm_end']):#x} {rights} pgoff {int(row['vm_pgoff']):#x} "
+        f"{what} {' '.join(words)}"
+    ).rstrip()
+
+
+@robust
+def dump_cpu(config: MachineConfig, number: int, events: int = 6) -> str:
+    """A CPU: where it is, what it holds and waits for, its last events."""
+    row = view(cpus, NR_CPUS)[number]
+    mm = int(view(percpu, NR_CPUS)["mm"][number])
+    lines = [
+        f"cpu {number} (pid {row['pid']}): {enum_name(CpuState, int(row['state']))}, at "
+        f"{enum_name(Point, int(row['point']))} in {function_name(int(row['func']))}, op "
+        f"{enum_name(Op, int(row['op']))} row {row['row']}, mm {mm}, {row['ops']} operations done"
+    ]
+    held = [lock.text(config) for lock in held_locks(number)]
+    pages = int(row["page_locks"])
+    held += [f"{pages} page locks: {_locked_pages(config, number)}"] if pages else []
+    lines.append(
+        "  holds "
+        + (" > ".join(held) if held else "nothing")
+        + (f", irqs off ({row['irq_off']})" if int(row["irq_off"]) else "")
+    )
+    wait = describe_wait(config, number)
+    if wait:
+        lines.append(f"  waits for {wait}")
+    now = read_cycles()
+    lines += ["  " + event_text(config, event, now) for event in ring_events(number, events)]
+    return "\n".join(lines)
+
+
+def function_name(number: int) -> str:
+    """The kernel function a number stands for."""
+    return texts().get(number, f"text {number:#x}") if number else "user code"
+
+
+def _locked_pages(config: MachineConfig, cpu: int, most: int = 4) -> str:
+    owners = view(mem_map, config.frames)["lock_owner"]
+    found = np.flatnonzero(owners == cpu + 1)
+    return ", ".join(f"pfn {pfn:#x}" for pfn in found[:most]) + (", ..." if len(found) > most else "")
+
+
+@robust
+def dump_locks(config: MachineConfig) -> str:
+    """Who holds and waits for what, and the circle if there is one."""
+    lines = []
+    for number in range(config.cpus):
+        held = " > ".join(lock.text(config) for lock in held_locks(number))
+        wait = describe_wait(config, number)
+        if held or wait:
+            lines.append(f"cpu {number} holds {held or 'nothing'}" + (f"; waits for {wait}" if wait else ""))
+    circle = wait_cycle(config)
+    if circle:
+        lines.append("deadlock: " + " -> ".join(f"cpu {n}" for n in (*circle, circle[0])))
+    return "\n".join(lines) or "no lock is held"
+
+
+@robust
+def dump_machine(config: MachineConfig) -> str:
+    """All CPUs and all live mms."""
+    facts = Facts(config)
+    parts = [dump_cpu(config, n) for n in range(config.cpus)]
+    parts += [dump_mm(config, int(mm)) for mm in facts.live_mms]
+    return "\n".join(parts)
+
+
+@robust
+def bug_text() -> str:
+    """The first line: what was broken, or that nothing was."""
+    if not system.panicked.read():
+        return "no bug was reported"
+    return f"BUG {describe_bug()}"
+
+
+@robust
+def report_text(
+    config: MachineConfig, *, what: str = "", pfn: int | None = None, again: str = "", events: int = 6
+) -> str:
+    """The page a failure is shown on: what was broken, the page concerned, every CPU, its locks, how to do it again.
+
+    `what` replaces the first line; `pfn` is the page it is about (else the bug's first value, when that is a frame).
+    """
+    lines = [what or bug_text()]
+    if pfn is None and system.panicked.read() and 0 < int(system.bug_a) < config.frames:
+        pfn = int(system.bug_a)
+    if pfn is not None:
+        lines.append("  " + dump_page(config, pfn).replace("\n", "\n  "))
+        now = read_cycles()
+        about = page_events(config, pfn, events, int(HPAGE_PMD_NR) if _is_head(config, pfn) else 1)
+        if about:
+            lines.append("  last events on this page")
+            lines += ["    " + event_text(config, event, now, with_cpu=True) for event in about]
+    for number in range(config.cpus):
+        lines.append("  " + dump_cpu(config, number, events).replace("\n", "\n  "))
+    circle = wait_cycle(config)
+    if circle:
+        lines.append("  deadlock: " + " -> ".join(f"cpu {n}" for n in (*circle, circle[0])))
+    if again:
+        lines.append(f"  again:  {again}")
+    return "\n".join(lines)
+
+
+def _is_head(config: MachineConfig, pfn: int) -> bool:
+    return 0 <= pfn < config.frames and bool(int(view(mem_map, config.frames)["flags"][pfn]) >> PG_head & 1)
+
+
+__all__ = ["dump_cpu", "dump_locks", "dump_machine", "dump_mm", "dump_page", "report_text"]

@@ -1,0 +1,205 @@
+"""The command line: `concur-thp COMMAND`. Commands of the layers above are plugged in by entry points.
+
+Exit status: 0 clean, 1 found something, 2 wrong usage, 3 our own fault, 4 inconclusive (interrupted, killed).
+Whatever goes wrong is one line on standard error; a traceback goes to a log file.
+"""
+
+import os
+import platform
+import select
+import sys
+import tempfile
+import time
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import click
+from loguru import logger
+
+import concur_thp
+from concur_thp import options
+from concur_thp.arch import native
+from concur_thp.arch.linker import Kernel
+from concur_thp.config import KERNEL_TAG, Param, size_text
+from concur_thp.errors import EmulatorError, KernelBug, Misuse
+from concur_thp.machine import Machine
+from concur_thp.output import compile_progress, console, result_console, write_json
+
+FOUND, MISUSE, OWN_FAULT, INCONCLUSIVE = 1, 2, 3, 4
+LOG_BYTES = 1 << 20
+
+
+class Commands(click.Group):
+    """Our own commands, and those of the installed entry points `concur_thp.commands`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *(e.name for e in entry_points(group="concur_thp.commands"))})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        own = super().get_command(ctx, cmd_name)
+        if own is not None:
+            return own
+        for entry in entry_points(group="concur_thp.commands", name=cmd_name):
+            command: click.Command = entry.load()
+            return command
+        return None
+
+
+@click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(concur_thp.__version__, prog_name="concur-thp", message=f"%(prog)s %(version)s (Linux {KERNEL_TAG})")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """A multiprocess emulator of Linux's Transparent Hugepages."""
+    if ctx.invoked_subcommand is None:
+        raise Misuse(f"pass a command: {', '.join(ctx.command.list_commands(ctx))}; --help says more")  # type: ignore[attr-defined]
+
+
+@cli.command()
+@options.order_option()
+@options.json_option()
+@options.quiet_option()
+def build(order: int, json_path: str, quiet: bool) -> int:
+    """Compile every kernel function ahead, so that the next run starts at once."""
+    started = time.monotonic()
+    Param.order = order
+    Machine._import_kernel()
+    for entry in entry_points(group="concur_thp.kernels"):
+        import_module(entry.value)
+    with compile_progress(console(quiet)) as progress:
+        compiled = native.build(Kernel.all, progress)
+        native.link()
+    seconds = round(time.monotonic() - started, 2)
+    result = {"order": order, "functions": len(Kernel.all), "compiled": compiled, "seconds": seconds,
+              "cache": str(native.cache_dir())}
+    result_console(quiet, json_path).print(f"compiled {compiled} of {len(Kernel.all)} kernel functions in {seconds} s,"
+                                           " the others were there")
+    write_json(json_path, result)
+    return 0
+
+
+@cli.command()
+@options.memory_option(256 << 20, "")
+@options.json_option()
+@options.quiet_option()
+def doctor(memory: int, json_path: str, quiet: bool) -> int:
+    """Say what this machine can do."""
+    facts = examine(memory)
+    out = result_console(quiet, json_path)
+    for name, value in facts.items():
+        if name != "problems":
+            out.print(f"{name.replace('_', ' '):24} {value}")
+    for problem in facts["problems"]:
+        console(quiet).print(f"problem: {problem}", highlight=False)
+    write_json(json_path, facts)
+    return FOUND if facts["problems"] else 0
+
+
+def examine(memory: int) -> dict[str, Any]:
+    """What a run depends on; `problems` are what would stop or slow one with `memory` bytes of emulated memory."""
+    import llvmlite
+
+    shm = os.statvfs("/dev/shm") if os.path.isdir("/dev/shm") else None
+    free = shm.f_bavail * shm.f_frsize if shm else 0
+    cores = len(os.sched_getaffinity(0))
+    cache = native.cache_dir()
+    objects = [path for path in cache.rglob("*") if path.is_file()] if cache.is_dir() else []
+    needed = memory // 4096 * 160
+    problems = []
+    if free < needed:
+        problems.append(f"/dev/shm has {size_mib(free)} free, {size_text(memory)} of emulated memory may need"
+                        f" {size_mib(needed)}: pass a smaller --memory or enlarge /dev/shm")
+    if cores < 2:
+        problems.append("one core only: CPUs take turns, so races are rare; give it two or more")
+    if platform.machine() not in ("x86_64", "aarch64"):
+        problems.append(f"{platform.machine()}: kernel functions call x86-64's or aarch64's system calls")
+    return {
+        "version": concur_thp.__version__, "kernel_emulated": KERNEL_TAG, "python": platform.python_version(),
+        "llvmlite": llvmlite.__version__, "processor": platform.machine(), "cores": cores, "shm_free": free,
+        "shm_needed": needed, "kernel_running": platform.release(), "kernel_thp": _running_thp(),
+        "cache": str(cache), "cache_files": len(objects), "cache_bytes": sum(p.stat().st_size for p in objects),
+        "problems": problems,
+    }
+
+
+def size_mib(size: int) -> str:
+    return f"{size >> 20}M"
+
+
+def _running_thp() -> str:
+    """THP of the running kernel, which `bench` compares with: always, madvise, never, or absent."""
+    try:
+        text = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return "absent"
+    return text.partition("[")[2].partition("]")[0]
+
+
+def error_log() -> Path:
+    """Where tracebacks go."""
+    folder = native.cache_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError:
+        folder = Path(tempfile.gettempdir())
+    return folder / "concur-thp.log"
+
+
+def _say(message: str) -> None:
+    print(f"concur-thp: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _stdout_is_gone() -> bool:
+    """Has the reader of our standard output left (`| head`)?"""
+    poll = select.poll()
+    try:
+        poll.register(1, 0)
+        return any(event & (select.POLLERR | select.POLLNVAL) for _, event in poll.poll(0))
+    except OSError:
+        return True
+
+
+def _leave_stdout() -> None:
+    """Flush; when nobody reads any more, say nothing and do not try again at exit."""
+    try:
+        sys.stdout.flush()
+    except (BrokenPipeError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command line; returns its exit status."""
+    log = error_log()
+    logger.remove()
+    logger.add(log, level="DEBUG", delay=True, rotation=LOG_BYTES, retention=1, diagnose=False)
+    try:
+        return int(cli.main(args=arguments, prog_name="concur-thp", standalone_mode=False) or 0)
+    except click.ClickException as error:
+        _say(error.format_message())
+        return MISUSE
+    except Misuse as error:
+        _say(str(error))
+        return MISUSE
+    except KernelBug as error:
+        _say(str(error))
+        return FOUND
+    except (KeyboardInterrupt, click.Abort):
+        _say("interrupted")
+        return INCONCLUSIVE
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _stdout_is_gone():
+            return INCONCLUSIVE
+        logger.exception("{} failed", " ".join(arguments if arguments is not None else sys.argv[1:]))
+        kind = "" if isinstance(error, EmulatorError) else f"{type(error).__name__}: "
+        _say(f"our own fault, not yours: {kind}{error} (traceback in {log})")
+        return OWN_FAULT
+    finally:
+        _leave_stdout()
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run())

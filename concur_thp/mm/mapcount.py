@@ -1,0 +1,143 @@
+"""How often a page is mapped. (Linux: include/linux/mm.h, mm/util.c, mm/huge_memory.c, mm/swapfile.c)
+
+A THP keeps two kinds of counts: compound_mapcount for pmds that map it, and _mapcount of each subpage for ptes; both
+start at -1. Anon and file pages differ (semantics 1.3):
+
+    anon   every subpage has one more while PG_double_map is set: a pmd still maps it, so no pte unmap may take it to -1
+    file   every pmd mapping is counted in all the subpages as well
+
+Each formula below is a sum of separate reads: exact only while nobody can map the page, unmap it or split its pmd.
+"""
+
+from concur_thp.arch.bug import bug_on
+from concur_thp.arch.cpu import Cpu
+from concur_thp.arch.linker import inline, kernel
+from concur_thp.arch.listen import point
+from concur_thp.arch.points import Point
+from concur_thp.config import HPAGE_PMD_NR
+from concur_thp.mm.mm_types import Page
+from concur_thp.mm.page_flags import (
+    PageAnon,
+    PageCompound,
+    PageDoubleMap,
+    PageHead,
+    PG_locked,
+    TestFlag,
+    compound_head,
+    page_to_pfn,
+    tail_page,
+)
+
+
+@inline
+def compound_mapcount(page: Page):
+    """Pmds that map the compound page."""
+    return tail_page(compound_head(page), 1).compound_mapcount.read() + 1
+
+
+@kernel
+def page_mapcount(page: Page):
+    """How many entries map this subpage, ptes and pmds together.
+
+    Context: exact only if the page's mappings cannot change.
+    Return: the count.
+    Linux: include/linux/mm.h page_mapcount
+    """
+    count = page._mapcount.read() + 1
+    if PageCompound(page) and PageAnon(page):
+        head = compound_head(page)
+        count += compound_mapcount(head)
+        if PageDoubleMap(head):
+            count -= 1
+    return count
+
+
+@kernel
+def total_mapcount(head: Page):
+    """How many entries map the page or any of its subpages.
+
+    Context: a head or small page. Exact only if the page's mappings cannot change; else a hint.
+    Return: the count.
+    Linux: mm/huge_memory.c total_mapcount
+    """
+    if not PageHead(head):
+        return head._mapcount.read() + 1
+    compound = compound_mapcount(head)
+    count = compound
+    for i in range(HPAGE_PMD_NR):
+        count += tail_page(head, i)._mapcount.read() + 1
+    if not PageAnon(head):
+        return count - compound * HPAGE_PMD_NR
+    if PageDoubleMap(head):
+        count -= HPAGE_PMD_NR
+    return count
+
+
+@inline
+def thp_mapcounts(head: Page):
+    """Of an anon THP: the total << 32 | the largest mapcount of a subpage + 1. Reads in Linux's order (K1)."""
+    most = 0
+    total = 0
+    for i in range(HPAGE_PMD_NR):
+        count = tail_page(head, i)._mapcount.read() + 1
+        most = max(most, count)
+        total += count
+    if PageDoubleMap(head):
+        most -= 1
+        total -= HPAGE_PMD_NR
+    compound = compound_mapcount(head)
+    return ((total + compound) << 32) + most + compound + 1
+
+
+@kernel
+def page_trans_huge_mapcount(head: Page):
+    """How many entries map the subpage of an anon page that is mapped most.
+
+    Context: page lock held; exact only if no pmd of the page is being split (K1).
+    Return: the count.
+    Linux: mm/huge_memory.c page_trans_huge_mapcount
+    """
+    if not PageHead(head):
+        return head._mapcount.read() + 1
+    return (thp_mapcounts(head) & 0xFFFFFFFF) - 1
+
+
+@kernel
+def page_mapped(page: Page):
+    """Does any entry map the page, or (for a THP) any of its subpages?
+
+    Context: any. Without a lock the answer may be old when it arrives.
+    Return: 1 or 0.
+    Linux: mm/util.c page_mapped
+    """
+    if not PageCompound(page):
+        return page._mapcount.read() >= 0
+    head = compound_head(page)
+    if tail_page(head, 1).compound_mapcount.read() >= 0:
+        return 1
+    for i in range(HPAGE_PMD_NR):
+        if tail_page(head, i)._mapcount.read() >= 0:
+            return 1
+    return 0
+
+
+@kernel
+def reuse_swap_page(cpu: Cpu, page: Page):
+    """May a write fault write to this anon page, or must it copy?
+
+    Context: page lock held. With it nobody can split a pmd of the page (K1 fixed: the split takes the page lock), so
+    no mapping that the sum could miss moves while it is made.
+    Return: 1 when no subpage is mapped more than once. cpu.scratch[0] is the total of mappings: if that is 1 too, the
+    whole page belongs to one vma and may be moved to its anon_vma.
+    Linux: mm/swapfile.c reuse_swap_page
+    Differs: no swap.
+    """
+    bug_on(cpu, not TestFlag(page, PG_locked), "reuse_swap_page: page not locked (value: pfn)", page_to_pfn(page), 0)
+    point(cpu, Point.REUSE_TEST)
+    if not PageCompound(page):
+        count = page._mapcount.read() + 1
+        cpu.scratch[0] = count
+        return count <= 1
+    counts = thp_mapcounts(compound_head(page))
+    cpu.scratch[0] = counts >> 32
+    return (counts & 0xFFFFFFFF) - 1 <= 1

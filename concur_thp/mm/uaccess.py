@@ -1,0 +1,205 @@
+"""What a program's load or store does: TLB, else page tables, else page fault. (Linux: arch/x86/mm/fault.c)
+
+The processor walks the tables without any lock. What keeps it safe is the flusher's wait: whoever frees a
+page or a table first takes the entry down, then waits until every CPU has served its request. So between two
+polls a CPU may use what it loaded, and it polls before each access and never between looking an entry up and
+using it.
+"""
+
+from concur_thp.arch.bug import bug, bug_on
+from concur_thp.arch.cpu import Cpu, CpuState
+from concur_thp.arch.irq import ipi_poll
+from concur_thp.arch.linker import inline, kernel
+from concur_thp.arch.tlb import tlb_fill_huge, tlb_fill_small, tlb_lookup
+from concur_thp.arch.trace import Tracepoint, trace
+from concur_thp.config import HPAGE_PMD_NR, PAGE_SHIFT, TASK_SIZE
+from concur_thp.mm.errno import EFAULT, ENOMEM
+from concur_thp.mm.flags import (
+    FAULT_FLAG_WRITE,
+    VM_ACCESS,
+    VM_FAULT_ERROR,
+    VM_FAULT_OOM,
+    VM_FAULT_SIGSEGV,
+    VM_GROWSDOWN,
+    VM_WRITE,
+)
+from concur_thp.mm.memory import handle_mm_fault
+from concur_thp.mm.mm_types import Entry, Vma, frames, mms
+from concur_thp.mm.mmap import expand_stack
+from concur_thp.mm.pgtable import (
+    _PAGE_ACCESSED,
+    _PAGE_DIRTY,
+    _PAGE_HUGE,
+    _PAGE_RW,
+    entry_pfn,
+    hardware_walks,
+    mm_pmd,
+    pmd_table,
+    pte_offset,
+)
+from concur_thp.mm.vma_tree import find_vma
+from concur_thp.sync.rwsem import down_read, up_read
+
+CPU_RUNNING = int(CpuState.RUNNING)
+PF_PROT, PF_WRITE, PF_USER = 1, 2, 4
+"""Bits of a fault's error code: the entry was there; a write; user mode."""
+WALK_ABSENT = 0
+WALK_READONLY = -1
+"""What a walk returns when there is no translation, or none that may write."""
+WRITABLE = _PAGE_RW | _PAGE_DIRTY
+"""A cached entry that a store can use as it is; without Dirty the entry in memory has to change first."""
+FAULT_LOOP = 100_000
+"""Faults of one access, none of which lets it through: more is a bug, not bad luck."""
+
+
+@inline
+def word_index(addr: int):
+    """Which of a frame's 8 words stands for this byte of its 4096."""
+    return (addr >> 9) & 7
+
+
+@inline
+def physical_frame(entry: int, addr: int):
+    """The pfn that an entry, small or huge, has for `addr`."""
+    pfn = entry_pfn(entry)
+    return pfn + ((addr >> PAGE_SHIFT) & (HPAGE_PMD_NR - 1)) if entry & _PAGE_HUGE else pfn
+
+
+@kernel
+def user_load(cpu: Cpu, addr: int):
+    """Load the word at `addr` as the program that runs in this CPU's mm.
+
+    Context: user mode: nothing held. May sleep in a fault.
+    Return: 0 with the word in cpu.scratch[0]; -EFAULT (SIGSEGV, SIGBUS); -ENOMEM.
+    Emulator: a load instruction.
+    """
+    ipi_poll(cpu)
+    entry = tlb_lookup(cpu, addr)
+    if entry == 0:
+        entry = translate(cpu, addr, 0)
+        if entry < 0:
+            return entry
+    # No poll since the entry was looked up: the flusher that takes it down waits for us, and until then the
+    # frame is ours.
+    cpu.scratch[0] = frames[physical_frame(entry, addr)].word[word_index(addr)].load()
+    return 0
+
+
+@kernel
+def user_store(cpu: Cpu, addr: int, value: int):
+    """Store a word at `addr` as the program that runs in this CPU's mm.
+
+    Context: user mode: nothing held. May sleep in a fault.
+    Return: 0; -EFAULT (SIGSEGV, SIGBUS); -ENOMEM.
+    Emulator: a store instruction.
+    """
+    ipi_poll(cpu)
+    entry = tlb_lookup(cpu, addr)
+    if entry & WRITABLE != WRITABLE:
+        entry = translate(cpu, addr, 1)
+        if entry < 0:
+            return entry
+    # As in user_load(): a store through a translation that is being flushed is in the frame before the
+    # flusher goes on.
+    frames[physical_frame(entry, addr)].word[word_index(addr)].store(value)
+    return 0
+
+
+@kernel
+def translate(cpu: Cpu, addr: int, write: int):
+    """A TLB miss: walk, and fault until the walk succeeds. Its end is not followed by a poll.
+
+    Context: as user_load().
+    Return: the entry, now in the TLB; -EFAULT; -ENOMEM.
+    Emulator: the part of an access between TLB miss and completion.
+    """
+    if addr < 0 or addr >= TASK_SIZE:
+        return -EFAULT
+    bug_on(cpu, cpu.context == 0 or cpu.state.read() != CPU_RUNNING,
+           "user access on a CPU that is parked or in no mm (values: address, mm)", addr, cpu.context)
+    tries = 0
+    while tries < FAULT_LOOP:
+        entry = hardware_walk(cpu, addr, write)
+        if entry > 0:
+            return entry
+        code = PF_USER | (PF_WRITE if write else 0) | (PF_PROT if entry == WALK_READONLY else 0)
+        error = do_user_addr_fault(cpu, addr, code)
+        if error != 0:
+            return error
+        ipi_poll(cpu)
+        tries += 1
+    bug(cpu, "fault loop: the access never succeeds (values: address, write)", addr, write)
+    return -EFAULT
+
+
+@kernel
+def hardware_walk(cpu: Cpu, addr: int, write: int):
+    """Translate by the page tables and fill the TLB.
+
+    Context: no lock: entries and whole tables may be taken down right now.
+    Return: the entry, with Accessed, and for a write Dirty, set; WALK_ABSENT; WALK_READONLY.
+    Emulator: the processor's page walk (1.4).
+    """
+    marks = _PAGE_ACCESSED | (_PAGE_DIRTY if write else 0)
+    while True:
+        at = mm_pmd(mms[cpu.context], addr)
+        entry = at.val.load() if at else 0
+        # A pmd that is being split is huge to software but not present: it must not be loaded.
+        if not hardware_walks(entry):
+            return WALK_ABSENT
+        if pmd_table(entry):
+            at = pte_offset(entry, addr)
+            entry = at.val.load()
+            if not hardware_walks(entry):
+                return WALK_ABSENT
+        if write and entry & _PAGE_RW == 0:
+            return WALK_READONLY
+        if set_marks(at, entry, marks):
+            break
+        # Software changed the entry between load and RMW: it may be gone, read-only or a table by now.
+    entry = entry | marks
+    if entry & _PAGE_HUGE:
+        tlb_fill_huge(cpu, addr, entry)
+    else:
+        tlb_fill_small(cpu, addr, entry)
+    return entry
+
+
+@inline
+def set_marks(at: Entry, entry: int, marks: int):
+    """Set Accessed and Dirty by an atomic RMW that fails if the entry is no longer what was loaded."""
+    return entry & marks == marks or at.val.cas(entry, entry | marks) == entry
+
+
+@kernel
+def do_user_addr_fault(cpu: Cpu, addr: int, error_code: int):
+    """A page fault of a program.
+
+    Context: nothing held; takes mmap_sem read. May sleep.
+    Return: 0: try the access again; -EFAULT (SIGSEGV, SIGBUS); -ENOMEM.
+    Linux: arch/x86/mm/fault.c __do_page_fault
+    """
+    mm = mms[cpu.context]
+    mm.faults.add(1)
+    down_read(cpu, mm.mmap_sem)
+    fault = VM_FAULT_SIGSEGV
+    vma = find_vma(mm, addr)
+    if vma and reaches(cpu, vma, addr) and not access_error(vma, error_code):
+        fault = handle_mm_fault(cpu, vma, addr, FAULT_FLAG_WRITE if error_code & PF_WRITE else 0)
+    up_read(cpu, mm.mmap_sem)
+    trace(cpu, Tracepoint.page_fault_user, addr, error_code, fault)
+    if fault & VM_FAULT_OOM:
+        return -ENOMEM
+    return -EFAULT if fault & VM_FAULT_ERROR else 0
+
+
+@inline
+def reaches(cpu: Cpu, vma: Vma, addr: int):
+    """Is `addr` in this first vma above it, or can its stack grow down to there?"""
+    return vma.vm_start <= addr or (vma.vm_flags & VM_GROWSDOWN != 0 and expand_stack(cpu, vma, addr) == 0)
+
+
+@inline
+def access_error(vma: Vma, error_code: int):
+    """Does the vma forbid the access?"""
+    return vma.vm_flags & (VM_WRITE if error_code & PF_WRITE else VM_ACCESS) == 0

@@ -1,0 +1,30 @@
+"""What `concur-thp stress` was asked to do."""
+
+from dataclasses import dataclass
+
+ENABLED = ("always", "madvise", "never")
+WORDS_OF_A_PAGE = 8
+"""Each of the eight words that stand for a page's contents belongs to one CPU, so that the oracle knows who wrote it."""
+
+
+@dataclass(frozen=True)
+class StressOptions:
+    """The options of one stress run."""
+
+    recordings: tuple[str, ...] = ()
+    """Paths of recordings to replay; none: a random mix."""
+    seconds: float = 20.0
+    cpus: int = 4
+    seed: int = 1
+    memory: int | None = None
+    """Bytes; None: what the recordings need, or 256M."""
+    order: int = 9
+    mix: str = ""
+    """Weights as `--mix` takes them, '' for the default."""
+    enabled: str = "always"
+    chaos: bool = False
+    khugepaged: bool = True
+    run_dir: str = "runs"
+    json: str = ""
+    """Where the result goes as JSON: a path, '-' for standard output, '' for nowhere."""
+    quiet: bool = False
