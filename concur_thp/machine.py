@@ -20,10 +20,17 @@ from concur_thp.arch.listen import LISTEN_CHAOS
 from concur_thp.arch.system import bind, layout, system
 from concur_thp.config import MachineConfig, Param, parse_size
 from concur_thp.errors import EmulatorError, Misuse
+from concur_thp.mm.huge_zero import init_huge_zero
+from concur_thp.mm.lru import init_lru
+from concur_thp.mm.memblock import init_memory
+from concur_thp.mm.mm_slots import init_khugepaged
+from concur_thp.mm.slab import init_pools
+from concur_thp.mm.thp_sysfs import init_thp
+from concur_thp.mm.vma_prot import init_mmap
 from concur_thp.sync.lockdep import init_lockdep
 
-_BOOT = ("slab:init_pools", "memblock:init_memory", "lru:init_lru", "thp_sysfs:init_thp", "mm_slots:init_khugepaged",
-         "huge_zero:init_huge_zero", "filemap:init_filemap")
+_BOOT = (init_mmap, init_pools, init_memory, init_lru, init_thp, init_khugepaged, init_huge_zero)
+"""What mm needs at boot, in order; each takes the configuration."""
 
 
 class Machine:
@@ -84,12 +91,7 @@ class Machine:
         init_lockdep()
         for number in range(self.config.cpus):
             self._boot_cpu(cpus[number], number)
-        for entry in _BOOT:
-            module, function = entry.split(":")
-            try:
-                boot = getattr(import_module(f"concur_thp.mm.{module}"), function)
-            except (ImportError, AttributeError):
-                continue
+        for boot in _BOOT:
             boot(self.config)
 
     def _boot_cpu(self, cpu: Cpu, number: int) -> None:

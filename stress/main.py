@@ -34,7 +34,7 @@ from stress.replay import (
 )
 from stress.rundir import make_run_dir, write_json, write_text
 from stress.summary import closing_table, summary
-from workers.khugepaged import khugepaged
+from workers.khugepaged import khugepaged, khugepaged_wakeup
 from workers.launch import Crew, Outcome, Role
 
 EXIT = {"done": 0, "bug": 1, "killed": 4, "hung": 1, "broken": 3, "interrupted": 4}
@@ -104,6 +104,7 @@ class StressRun:
         cpu = self.machine.cpu(0)
         if not self.replays:
             unload_mix(self.machine)
+        khugepaged_wakeup(cpu)  # Its cursor may still hold an mm that has ended.
         drop_caches(cpu)
         shrink_huge_zero_page(cpu)
         for number in range(self.machine.config.cpus):

@@ -147,11 +147,11 @@ def end_pass(replays: list[Replay]) -> bool:
 def _by_region(replay: Replay, rows: Any) -> Counter[str]:
     regions: Counter[str] = Counter()
     at = replay.first_row
-    names = [*replay.plan.region_names, "calls"]
+    kinds = [*(name.partition(":")[0] for name in replay.plan.region_names), "calls"]
     for task in replay.plan.tasks:
         faults = rows["faults"][at : at + len(task.rows)]
         for region in np.unique(task.regions):
-            regions[names[region]] += int(faults[task.regions == region].sum())
+            regions[kinds[region]] += int(faults[task.regions == region].sum())
         at += len(task.rows)
     return regions
 

@@ -7,7 +7,15 @@ each law, in the tables of the modules below; each gets the gathered facts and r
 import time
 from collections.abc import Mapping
 
-from concur_thp.check import audit_counts, audit_frames, audit_misc, audit_rmap, audit_tables, audit_tlb
+from concur_thp.check import (
+    audit_counts,
+    audit_frames,
+    audit_lists,
+    audit_misc,
+    audit_rmap,
+    audit_tables,
+    audit_tlb,
+)
 from concur_thp.check.facts import Facts
 from concur_thp.check.report import AuditResult, Law, Report, Violation
 from concur_thp.config import MachineConfig
@@ -18,16 +26,8 @@ def _number(law: Law) -> tuple[int, int]:
     return (0, int(law.id[1:])) if law.id[0] == "Q" else (1, 0)
 
 
-LAWS: tuple[Law, ...] = tuple(
-    sorted(
-        (
-            law
-            for module in (audit_frames, audit_counts, audit_tables, audit_tlb, audit_rmap, audit_misc)
-            for law in module.LAWS
-        ),
-        key=_number,
-    )
-)
+_MODULES = (audit_frames, audit_counts, audit_tables, audit_tlb, audit_rmap, audit_lists, audit_misc)
+LAWS: tuple[Law, ...] = tuple(sorted((law for module in _MODULES for law in module.LAWS), key=_number))
 
 
 def audit(

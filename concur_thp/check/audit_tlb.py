@@ -24,7 +24,7 @@ class Translations:
         """The entry of each address, 0 where there is none."""
         if not len(self.keys):
             return np.zeros(len(addr), dtype=np.int64)
-        wanted = (np.int64(mm) << ADDRESS_BITS) | addr
+        wanted = (mm << ADDRESS_BITS) | addr
         at = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
         return np.where(self.keys[at] == wanted, self.values[at], 0)
 
@@ -32,35 +32,27 @@ class Translations:
 def law_tlb(facts: Facts, report: Report) -> None:
     """Q15 and I14, for CPUs that are up to date; what a CPU that is behind remembers is void."""
     live = set(facts.live_mms.tolist())
-    small, huge = Translations(facts.walked.pte), Translations(facts.walked.pmd)
-    cpu = view(cpus, facts.config.cpus)
-    contexts = view(tlb_contexts, facts.config.mms + 1)
-    for number in range(facts.config.cpus):
-        mm = int(cpu["context"][number])
+    current = {"small": Translations(facts.walked.pte), "huge": Translations(facts.walked.pmd)}
+    rows, contexts = view(cpus, facts.config.cpus), view(tlb_contexts, facts.config.mms + 1)
+    for cpu in range(facts.config.cpus):
+        mm = int(rows["context"][cpu])
         if not 0 < mm <= facts.config.mms:
-            report.check(mm == 0, f"cpu {number} runs in context {mm}, which does not exist", cpu=number)
+            report.check(mm == 0, "cpu {cpu} runs in context {mm}, which does not exist", cpu=cpu, mm=mm)
             continue
-        member = int(contexts["cpumask"][mm]) >> number & 1
-        report.check(
-            member == 1, f"cpu {number} runs in mm {mm} and is not in its cpumask", cpu=number, mm=mm
-        )
-        if int(cpu["generation"][number]) != int(contexts["generation"][mm]):
+        member = int(contexts["cpumask"][mm]) >> cpu & 1
+        report.check(member == 1, "cpu {cpu} runs in mm {mm} and is not in its cpumask", cpu=cpu, mm=mm)
+        if int(rows["generation"][cpu]) != int(contexts["generation"][mm]):
             continue
-        held = {name: _held(cpu[f"tlb_{name}"][number]) for name in ("small", "huge")}
+        held = {name: _held(rows[f"tlb_{name}"][cpu]) for name in current}
         if mm not in live:
-            any_held = len(held["small"][0]) + len(held["huge"][0])
-            report.check(
-                any_held == 0, f"cpu {number} has {any_held} translations of dead mm {mm}", cpu=number, mm=mm
-            )
+            report.check(not any(len(addr) for addr, _ in held.values()), "cpu {cpu} remembers translations of dead mm {mm}",
+                         cpu=cpu, mm=mm)
             continue
-        for name, current in (("small", small), ("huge", huge)):
-            _compare(report, number, mm, name, held[name], current)
-        both = np.isin(held["small"][0] & int(HPAGE_PMD_MASK), held["huge"][0])
-        report.each(
-            both,
-            lambda i, n=number, h=held: f"cpu {n} holds {h['small'][0][i]:#x} small and huge at once",  # type: ignore[misc]
-            addr=held["small"][0],
-        )
+        for name, entries in current.items():
+            _compare(report, cpu, mm, name, held[name], entries)
+        addr = held["small"][0]
+        report.each(np.isin(addr & int(HPAGE_PMD_MASK), held["huge"][0]), "cpu {cpu} holds {addr:#x} small and huge at once",
+                    cpu=cpu, addr=addr)
 
 
 def _held(entries: Column) -> tuple[Column, Column]:
@@ -69,22 +61,15 @@ def _held(entries: Column) -> tuple[Column, Column]:
     return (used["tag"] - 1) << PAGE_SHIFT, used["entry"]
 
 
-def _compare(
-    report: Report, cpu: int, mm: int, name: str, held: tuple[Column, Column], current: Translations
-) -> None:
+def _compare(report: Report, cpu: int, mm: int, name: str, held: tuple[Column, Column], current: Translations) -> None:
     """Same frame, same size, and nothing allowed that the entry does not allow (or has not noted: Dirty)."""
     addr, cached = held
     now = current.find(mm, addr)
     walks = (now & (_PAGE_PRESENT | _PAGE_PROTNONE)) == _PAGE_PRESENT
     more = cached & ~now & (_PAGE_RW | _PAGE_DIRTY)
     bad = ~walks | (cached >> PFN_SHIFT != now >> PFN_SHIFT) | (more != 0)
-    report.each(
-        bad,
-        lambda i: (
-            f"cpu {cpu} holds {name} {addr[i]:#x} of mm {mm} as {cached[i]:#x}, the entry is {now[i]:#x}"
-        ),
-        addr=addr,
-    )
+    report.each(bad, "cpu {cpu} holds {name} {addr:#x} of mm {mm} as {cached:#x}, the entry is {now:#x}",
+                cpu=cpu, name=name, addr=addr, mm=mm, cached=cached, now=now)
 
 
 LAWS = (Law("Q15", "TLB", "what a CPU remembers is what the entry says, or less", law_tlb),)

@@ -161,9 +161,7 @@ def dump_mm(config: MachineConfig, number: int) -> str:
     facts = Facts(config)
     row = facts.mm[number]
     marks = [word for bit, word in MMF_WORDS.items() if int(row["flags"]) >> bit & 1]
-    on = [
-        n for n in range(config.cpus) if int(view(tlb_contexts, config.mms + 1)["cpumask"][number]) >> n & 1
-    ]
+    on = [n for n in range(config.cpus) if int(view(tlb_contexts, config.mms + 1)["cpumask"][number]) >> n & 1]
     lines = [
         f"mm {number}: mm_users {row['mm_users']}, mm_count {row['mm_count']}, rss {row['rss'].tolist()} "
         f"(file, anon, swap, shmem), nr_ptes {row['nr_ptes']}, nr_pmds {row['nr_pmds']}, map_count "
@@ -174,9 +172,7 @@ def dump_mm(config: MachineConfig, number: int) -> str:
     lines += [_vma_line(facts.vma[vma], vma) for vma in mine[:MOST_VMAS]]
     if len(mine) > MOST_VMAS:
         lines.append(f"  ... and {len(mine) - MOST_VMAS} more vmas")
-    counts = [
-        f"{int((links.mm == number).sum())} {LEVELS[level]}s" for level, links in facts.walked.linked.items()
-    ]
+    counts = [f"{int((links.mm == number).sum())} {LEVELS[level]}s" for level, links in facts.walked.linked.items()]
     lines.append(
         f"  tables: {', '.join(counts)}; {int((facts.thp.mm == number).sum())} huge pmds, "
         f"{int((facts.pte.mm == number).sum())} ptes"

@@ -36,16 +36,34 @@ ADDRESS_BITS = 47
 """An mm and an address in one sortable number: mm << ADDRESS_BITS | address."""
 
 
+Lists = tuple[Column, Column, list[str]]
+"""Members of many lists, the owner of the list each is on, and what is wrong with the lists."""
+
+
+def follow(following: Column, first: Column, owners: Column, what: str) -> Lists:
+    """Follow the list of each owner from its `first` on."""
+    members: list[int] = []
+    owner: list[int] = []
+    errors = []
+    for number in owners.tolist():
+        row, wrong = chain(following, int(first[number]), len(following))
+        members += row
+        owner += [number] * len(row)
+        if wrong:
+            errors.append(f"{what} {number}: {wrong}")
+    return np.array(members, dtype=np.int64), np.array(owner, dtype=np.int64), errors
+
+
 class Facts:
     """A machine at rest. Properties are computed when first asked for."""
 
-    def __init__(
-        self, config: MachineConfig, pins: Mapping[int, int] | None = None, expect_empty: bool = False
-    ):
+    def __init__(self, config: MachineConfig, pins: Mapping[int, int] | None = None, expect_empty: bool = False):
         self.config = config
         self.pins = dict(pins or {})
         """References that the harness itself holds: pfn -> number."""
         self.expect_empty = expect_empty
+        self.memo: dict[str, Any] = {}
+        """What laws share that is not here."""
         self.frames = config.frames
         self.nr = int(HPAGE_PMD_NR)
         self.order = int(HPAGE_PMD_ORDER)
@@ -109,8 +127,8 @@ class Facts:
         found: Column = (self.flags >> flag) & 1 != 0
         return found
 
-    def tails_of(self, heads: Column) -> Column:
-        """The subpages of each head, as rows."""
+    def subpages(self, heads: Column) -> Column:
+        """The frames of each head's block, as rows."""
         rows: Column = heads[:, None] + np.arange(self.nr)[None, :]
         return rows
 
@@ -231,9 +249,7 @@ class Facts:
             return np.zeros(len(mm), dtype=np.int64)
         at = np.searchsorted(keys, (mm << ADDRESS_BITS) | addr, side="right") - 1
         row = order[np.maximum(at, 0)]
-        good = (
-            (at >= 0) & (self.vma_mm[row] == mm) & (addr < self.vma_end[row]) & (addr >= self.vma_start[row])
-        )
+        good = (at >= 0) & (self.vma_mm[row] == mm) & (addr < self.vma_end[row]) & (addr >= self.vma_start[row])
         return np.where(good, self.vma_list[row], 0)
 
     def linear_index(self, vma: Column, addr: Column) -> Column:
@@ -253,29 +269,25 @@ class Facts:
         return view(anon_vmas, self.config.vmas + 1)
 
     @functools.cached_property
-    def avc_lists(self) -> tuple[Column, Column, list[str]]:
-        """Every anon_vma_chain, vma by vma, and the vma whose list it is on. Also what is wrong with the lists."""
-        found: list[int] = []
-        owner: list[int] = []
-        errors = []
-        following = self.avc["same_vma"]
-        for vma, first in zip(
-            self.vma_list.tolist(), self.vma["avc_head"][self.vma_list].tolist(), strict=True
-        ):
-            row, wrong = chain(following, first, len(following))
-            found += row
-            owner += [vma] * len(row)
-            if wrong:
-                errors.append(f"anon_vma_chain list of vma {vma}: {wrong}")
-        return np.array(found, dtype=np.int64), np.array(owner, dtype=np.int64), errors
+    def vma_chains(self) -> Lists:
+        """Every anon_vma_chain on the lists of vmas."""
+        return follow(self.avc["same_vma"], self.vma["avc_head"], self.vma_list, "anon_vma_chain list of vma")
+
+    @functools.cached_property
+    def tree_chains(self) -> Lists:
+        """Every anon_vma_chain in the trees of anon_vmas."""
+        return follow(self.avc["rb_next"], self.anon_vma["rb_root"], self.live_anon_vmas, "tree of anon_vma")
+
+    @functools.cached_property
+    def file_vmas(self) -> Lists:
+        """Every vma on the i_mmap lists of files."""
+        return follow(self.vma["shared_next"], self.file["i_mmap"], self.live_files, "i_mmap of file")
 
     @functools.cached_property
     def live_anon_vmas(self) -> Column:
         """Anon_vmas that a vma leads to, and their roots."""
-        chains, _, _ = self.avc_lists
-        found = np.concatenate([self.avc["anon_vma"][chains], self.vma["anon_vma"][self.vma_list]]).astype(
-            np.int64
-        )
+        chains = self.vma_chains[0]
+        found = np.concatenate([self.avc["anon_vma"][chains], self.vma["anon_vma"][self.vma_list]]).astype(np.int64)
         found = np.unique(found[(found > 0) & (found <= self.config.vmas)])
         roots = self.anon_vma["root"][found].astype(np.int64)
         return np.union1d(found, roots[(roots > 0) & (roots <= self.config.vmas)])
@@ -308,8 +320,3 @@ class Facts:
         data = np.concatenate([np.zeros((3, 0), np.int64), *rows], axis=1)
         good = self._inside(data[2])
         return data[0][good], data[1][good], data[2][good]
-
-
-def facts_of(config: MachineConfig, **options: Any) -> Facts:
-    """Gather (lazily) what is known of the booted machine."""
-    return Facts(config, **options)

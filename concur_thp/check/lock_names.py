@@ -5,6 +5,7 @@ checked, so it works on a machine that is broken.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from concur_thp.arch.cpu import HELD_DEPTH, cpus
@@ -23,7 +24,8 @@ ZONE_NAMES = ("DMA32", "Normal", "Movable")
 PT_LEVELS = {1: "pte_ptl", 2: "pmd_ptl"}
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True)
+class Place:
     """Where an offset leads: element `index` of an array, and the field it is in."""
 
     array: SharedArray

@@ -33,7 +33,7 @@ def prep_compound_page(cpu: Cpu, head: Page, order: int):
 
 @inline
 def free_tail_page(tail: Page, link: int):
-    """Reset a tail if it is as it must be, and return 0. (Not looking at `mapping`: tail 2 has a link there.)"""
+    """Reset a tail if it is as it must be, and return 0. (`mapping` is left out: tail 2 has a link there.)"""
     bad = (tail.flags.read() & PAGE_FLAGS_CHECK_AT_FREE | tail._refcount.read() | (tail._mapcount.read() + 1)
            | (tail.compound_head ^ link) | tail.page_type)
     if bad == 0:

@@ -1,8 +1,8 @@
 """Pages for everybody: allocation and freeing. (Linux: mm/page_alloc.c)
 
 A page comes with one reference, no mapping, no flags and mapcount -1, and is brought back like that, the
-reference gone. The frames of a huge page come as a compound page (__GFP_COMP). Below are pcp.py (small pages),
-fallback.py and buddy.py (blocks); page_check.py and compound.py say what a page must look like; memblock.py boots.
+reference gone. The frames of a huge page come as a compound page (__GFP_COMP). Below are pcp.py for small
+pages, fallback.py and buddy.py for blocks; page_check.py and compound.py say what a page must look like.
 """
 
 from concur_thp.arch.bug import bug_on

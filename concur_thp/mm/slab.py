@@ -1,8 +1,8 @@
 """Pools of structs: mms, vmas, anon_vmas and their like. (Linux: mm/slub.c, SLAB_TYPESAFE_BY_RCU)
 
 A pool is a lock-free stack over its struct array. The links are `free_next`, the first word of each pooled
-struct, and are relative: 0 means "the one behind me", so a pool needs no filling at boot and what was never used
-is never resident. Memory is type-stable: a stale index still leads to a struct of the same kind, free or reused.
+struct, and are relative: 0 means "the one behind me", so a pool needs no filling at boot and what was never
+used is never resident. A stale index still leads to a struct of the same kind, free or reused.
 """
 
 from typing import Any
@@ -80,8 +80,8 @@ def kmem_cache_alloc(cpu: Cpu, pool: int):
         index = seen & INDEX
         if index == 0:
             return 0
-        # Another CPU may take this struct right now and even put it back: the link read here is stale then, but
-        # the change count has moved on and the swap fails.
+        # Another CPU may take this struct right now and even put it back: the link read here is stale then,
+        # but the change count has moved on and the swap fails.
         following = index + 1 + free_link(pool, index).value
         if following > cache.limit:
             following = 0

@@ -64,10 +64,11 @@ class World:
 
     def row(self) -> Row:
         page = self.page
+        cmc = tail_page(page, 1).compound_mapcount.read()
         normal = {i: tail_page(page, i)._mapcount.read() for i in (0, 1, K, 7)}
         mc_k = normal.pop(K)
         assert len(set(normal.values())) == 1
-        return Row(page_ref_count(page), tail_page(page, 1).compound_mapcount.read(), PageDoubleMap(page), normal[0], mc_k)
+        return Row(page_ref_count(page), cmc, PageDoubleMap(page), normal[0], mc_k)
 
     def split(self, mm: Mm) -> None:
         down_read(self.cpu, mm.mmap_sem)
@@ -82,11 +83,11 @@ class World:
 
 @contextmanager
 def world(order: int, plain: bool) -> Iterator[World]:
-    with Machine(memory="64M" if order == 9 else "4M", order=order, cpus=1) as machine:
-        with interpreted() if plain else nullcontext():
-            cpu = machine.cpu()
-            cpu_resume(cpu)
-            yield World(cpu)
+    memory = "64M" if order == 9 else "1M"
+    with Machine(memory=memory, order=order, cpus=1) as machine, interpreted() if plain else nullcontext():
+        cpu = machine.cpu()
+        cpu_resume(cpu)
+        yield World(cpu)
 
 
 SIZES = pytest.mark.parametrize(("order", "plain"), [(9, False), (3, False), (3, True)])
