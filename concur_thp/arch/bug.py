@@ -19,7 +19,7 @@ CPU_PARKED = int(CpuState.PARKED)
 
 def unwind() -> None:
     """Leave kernel code, if it runs as plain Python; native code has no such way out and parks."""
-    if Kernel.interpreting or not bug.address:
+    if Kernel.interpreting or not report_bug.address:
         raise KernelBug(describe_bug())
 
 
@@ -37,8 +37,14 @@ def describe_bug() -> str:
     return f"{name(system.bug_text)} (values {system.bug_a:#x}, {system.bug_b:#x}) in {where} on cpu {system.bug_cpu}"
 
 
-@kernel
+@inline
 def bug(cpu: Cpu, text: int, a: int, b: int):
+    """BUG(): a rule is broken. Inline, so that `cpu.func` is still the caller's name."""
+    report_bug(cpu, text, a, b, cpu.func)
+
+
+@kernel
+def report_bug(cpu: Cpu, text: int, a: int, b: int, func: int):
     """Report a broken rule and stop the machine; the first report wins.
 
     Context: anywhere. Never returns in native code.
@@ -48,7 +54,7 @@ def bug(cpu: Cpu, text: int, a: int, b: int):
     if system.panicked.cas(0, 1) == 0:
         system.bug_cpu = cpu.id
         system.bug_text = text
-        system.bug_func = cpu.func
+        system.bug_func = func
         system.bug_a = a
         system.bug_b = b
         system.bug_done.store(1)
@@ -82,4 +88,4 @@ def bug_on(cpu: Cpu, condition: int, text: int, a: int, b: int):
         bug(cpu, text, a, b)
 
 
-__all__: list[Any] = ["bug", "bug_on", "describe_bug", "panic_check", "park_for_good"]
+__all__: list[Any] = ["bug", "bug_on", "report_bug", "describe_bug", "panic_check", "park_for_good"]

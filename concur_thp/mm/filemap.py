@@ -300,5 +300,5 @@ def invalidate_mapping_pages(cpu: Cpu, file: int):
 
 def drop_caches(cpu: Cpu) -> int:
     """Drop every unmapped page of every file; returns how many. (Linux: fs/drop_caches.c)"""
-    return sum(invalidate_mapping_pages(cpu, number) for number in range(1, pools[POOL_FILE].limit + 1)
-               if files[number].nrpages)
+    numbers = range(1, pools[POOL_FILE].limit + 1)
+    return sum(invalidate_mapping_pages(cpu, number) for number in numbers if files[number].nrpages)

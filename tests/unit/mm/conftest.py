@@ -8,6 +8,7 @@ import pytest
 
 from concur_thp.arch.irq import cpu_resume
 from concur_thp.arch.linker import interpreted
+from concur_thp.arch.system import system
 from concur_thp.check.audit import audit
 from concur_thp.config import PAGE_SIZE
 from concur_thp.machine import Machine
@@ -33,7 +34,6 @@ from concur_thp.mm.thp_sysfs import set_switch
 from concur_thp.mm.uaccess import user_load, user_store
 from concur_thp.mm.vma_tree import find_vma
 
-
 SMALLEST = {9: "64M", 3: "4M"}
 
 
@@ -53,8 +53,8 @@ class Task:
         self.mm = mm
         switch_to_mm(self.cpu, mm.id)
 
-    def mmap(self, addr: int, pages: int, *, prot: int = PROT_READ | PROT_WRITE, flags: int = MAP_PRIVATE, file: int = 0,
-             pgoff: int = 0) -> int:
+    def mmap(self, addr: int, pages: int, *, prot: int = PROT_READ | PROT_WRITE, flags: int = MAP_PRIVATE,
+             file: int = 0, pgoff: int = 0) -> int:
         flags |= MAP_FIXED | (0 if file else MAP_ANONYMOUS)
         got = vm_mmap(self.cpu, self.mm, addr, pages * PAGE_SIZE, prot, flags, file, pgoff)
         assert got == addr
@@ -116,7 +116,7 @@ class Task:
 
 @pytest.fixture(params=[(9, False), (3, False), (3, True)], ids=["order9", "order3", "interpreted"])
 def new_task(request: pytest.FixtureRequest) -> Iterator[Callable[..., Task]]:
-    """`new_task()` boots a machine and starts a task, which is finished and audited behind the test."""
+    """`new_task()` boots a machine and starts a task, finished and audited behind the test unless it panicked."""
     order, plain = request.param
     with ExitStack() as stack:
 
@@ -125,7 +125,7 @@ def new_task(request: pytest.FixtureRequest) -> Iterator[Callable[..., Task]]:
             if plain:
                 stack.enter_context(interpreted())
             task = Task(machine)
-            stack.callback(task.finish)
+            stack.callback(lambda: None if system.panicked.read() else task.finish())
             return task
 
         yield boot

@@ -35,6 +35,7 @@ from concur_thp.mm.flags import (
 from concur_thp.mm.fork import dup_mm, exec_mmap, exit_mm, switch_to_mm
 from concur_thp.mm.khugepaged import khugepaged_do_scan
 from concur_thp.mm.mm_types import Mm, mms, percpu
+from concur_thp.mm.swap import lru_add_drain
 from concur_thp.mm.syscall import sys_brk, sys_madvise, sys_mmap, sys_mprotect, sys_mremap, sys_munmap
 from concur_thp.mm.thp_sysfs import set_switch
 from concur_thp.mm.uaccess import user_load, user_store
@@ -332,8 +333,9 @@ def run(machine: Machine, seed: int, steps: int, every: int) -> None:
                 world.load_page(page, world.dice.randrange(8))
         world.check()
         exit_mm(world.cpu)
-    filemap.drop_caches(world.cpu)
     khugepaged_do_scan(world.cpu, 100)
+    filemap.drop_caches(world.cpu)
+    lru_add_drain(world.cpu)
     result = audit(machine.config, expect_empty=True)
     assert not result.violations, result.violations
 
@@ -349,7 +351,7 @@ def test_against_the_model(seed: int, split: int) -> None:
 
 def test_against_the_model_x86() -> None:
     with Machine(memory="128M", order=9, cpus=1, mms=8) as machine:
-        run(machine, 1, 300, 60)
+        run(machine, 1, 100, 50)
 
 
 def test_against_the_model_interpreted() -> None:
