@@ -148,6 +148,7 @@ def run_stress(options: StressOptions) -> int:
         set_switch("enabled", options.enabled)
         if not replays:
             set_switch("khugepaged/scan_sleep_millisecs", MIX_SLEEP_MS)
+            set_switch("k5_young_half", 0)  # Only policy (K5), and with it nearly nothing is collapsed.
         if options.chaos:
             machine.listen_chaos()
         run_dir = make_run_dir(Path(options.run_dir), replays[0].name if replays else "mix")

@@ -1,7 +1,7 @@
 """The audit: every law of a machine at rest, over all of its memory. (semantics 4b)
 
-All CPUs must stand outside the kernel. Pagevecs and per-CPU lists need not be drained: they are counted. One function for
-each law, in the tables of the modules below; each gets the gathered facts and reports what is wrong.
+All CPUs must stand outside the kernel. Pagevecs and per-CPU lists need not be drained: they are counted. One function
+for each law, in the tables of the modules below; each gets the gathered facts and reports what is wrong.
 """
 
 import time

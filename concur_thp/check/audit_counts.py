@@ -77,9 +77,11 @@ def law_mapcount(facts: Facts, report: Report) -> None:
     maps, got = facts.pte_maps, facts.mapcount
     report.each(small & (got != maps - 1), "pfn {pfn:#x} has _mapcount {got}, {maps} ptes map it",
                 pfn=pfns, got=got, maps=maps)
-    report.each((facts.pmd_maps > 0) & ~facts.has(PG_head), "pfn {pfn:#x} is mapped by a huge pmd and is no head", pfn=pfns)
-    report.each((maps > 0) & (facts.page_type != PAGE_TYPE_NONE), "pfn {pfn:#x} is mapped by {maps} ptes and has page type "
-                "{kind}", pfn=pfns, maps=maps, kind=facts.page_type)
+    stray = (facts.pmd_maps > 0) & ~facts.has(PG_head)
+    report.each(stray, "pfn {pfn:#x} is mapped by a huge pmd and is no head", pfn=pfns)
+    typed = (maps > 0) & (facts.page_type != PAGE_TYPE_NONE)
+    report.each(typed, "pfn {pfn:#x} is mapped by {maps} ptes and has page type {kind}",
+                pfn=pfns, maps=maps, kind=facts.page_type)
 
 
 def _huge_mapcounts(facts: Facts, report: Report) -> None:
@@ -94,10 +96,11 @@ def _huge_mapcounts(facts: Facts, report: Report) -> None:
     ptes, got = facts.pte_maps[rows], facts.mapcount[rows]
     wrong = got != ptes - 1 + np.where(anon, double, pmds)[:, None]
     first = (np.arange(len(heads)), wrong.argmax(axis=1))
-    report.each(wrong.any(axis=1), "subpage {i} of head pfn {pfn:#x} has _mapcount {got} with {ptes} ptes, {pmds} pmds, "
-                "DoubleMap {double}; {many} subpages are wrong", pfn=heads, i=first[1], got=got[first], ptes=ptes[first],
-                pmds=pmds, double=double, many=wrong.sum(axis=1))
-    report.each(anon & (double != 0) & (pmds == 0), "head pfn {pfn:#x} has DoubleMap set, but no pmd maps it", pfn=heads)
+    report.each(wrong.any(axis=1), "subpage {i} of head pfn {pfn:#x} has _mapcount {got} with {ptes} ptes, {pmds} "
+                "pmds, DoubleMap {double}; {many} subpages are wrong", pfn=heads, i=first[1], got=got[first],
+                ptes=ptes[first], pmds=pmds, double=double, many=wrong.sum(axis=1))
+    alone = anon & (double != 0) & (pmds == 0)
+    report.each(alone, "head pfn {pfn:#x} has DoubleMap set, but no pmd maps it", pfn=heads)
 
 
 def law_rss(facts: Facts, report: Report) -> None:

@@ -1,4 +1,4 @@
-"""Laws about frames: each is in exactly one place, free ones are clean and merged, tails are tails (Q1, Q2, Q3, Q20)."""
+"""Laws about frames: each is in one place, free ones are clean and merged, tails are tails (Q1, Q2, Q3, Q20)."""
 
 import numpy as np
 
@@ -67,8 +67,8 @@ def _blocks(facts: Facts, report: Report, lists: FreeLists) -> None:
     good = (pfn & ((1 << order) - 1)) == 0
     good &= (kind == PAGE_TYPE_BUDDY) & (private == order) & (listed_as == lists.kind)
     good &= (pfn >= lists.zone["start_pfn"][zone]) & (pfn + (1 << order) <= lists.zone["end_pfn"][zone])
-    report.each(~good, "free block pfn {pfn:#x} on the list of order {order}, zone {zone}, type {kind}: page type {is_a}, "
-                "private {private}, its type {listed_as}, or not aligned, or outside the zone",
+    report.each(~good, "free block pfn {pfn:#x} on the list of order {order}, zone {zone}, type {kind}: page type "
+                "{is_a}, private {private}, its type {listed_as}, or not aligned, or outside the zone",
                 pfn=pfn, order=order, zone=zone, kind=lists.kind, is_a=kind, private=private, listed_as=listed_as)
 
 
@@ -92,10 +92,12 @@ def _free_pages_clean(facts: Facts, report: Report, lists: FreeLists) -> None:
     kind[lists.pfn] = PAGE_TYPE_BUDDY
     kind[pcp > 0] = PAGE_TYPE_PCP
     columns = (("_refcount", facts.refcount, 0), ("_mapcount", facts.mapcount, -1), ("mapping", facts.mapping, 0),
-               ("flags", facts.flags, 0), ("compound_head", facts.compound_head, 0), ("page_type", facts.page_type, kind))
+               ("flags", facts.flags, 0), ("compound_head", facts.compound_head, 0),
+               ("page_type", facts.page_type, kind))
     pfn = np.arange(facts.frames)
     for name, values, want in columns:
-        report.each(free & (values != want), "free pfn {pfn:#x} has {name} {value:#x}", pfn=pfn, name=name, value=values)
+        report.each(free & (values != want), "free pfn {pfn:#x} has {name} {value:#x}",
+                    pfn=pfn, name=name, value=values)
 
 
 def _free_counts(report: Report, lists: FreeLists) -> None:
@@ -115,14 +117,17 @@ def _free_counts(report: Report, lists: FreeLists) -> None:
 def law_tails(facts: Facts, report: Report) -> None:
     """Q3 and I12."""
     tails = np.flatnonzero(facts.is_tail)
-    report.each(facts.refcount[tails] != 0, "tail pfn {pfn:#x} has _refcount {count}", pfn=tails, count=facts.refcount[tails])
+    count = facts.refcount[tails]
+    report.each(count != 0, "tail pfn {pfn:#x} has _refcount {count}", pfn=tails, count=count)
     owner = facts.head_of[tails]
-    report.each(~facts.has(PG_head)[owner], "tail pfn {pfn:#x} points to {owner:#x}, which is no head", pfn=tails, owner=owner)
+    report.each(~facts.has(PG_head)[owner], "tail pfn {pfn:#x} points to {owner:#x}, which is no head",
+                pfn=tails, owner=owner)
     heads = facts.heads
     rows = facts.subpages(heads)
     right = facts.compound_head[rows[:, 1:]] == ((heads << 1) | 1)[:, None]
     order = facts.page["compound_order"][heads + 1]
-    poisoned = facts.mapping[np.delete(rows, [0, 2], axis=1)] == TAIL_MAPPING  # tail 2 has the deferred split link there
+    # The third page has the deferred split link in its place.
+    poisoned = facts.mapping[np.delete(rows, [0, 2], axis=1)] == TAIL_MAPPING
     for bad, text in (
         (~right.all(axis=1), "head pfn {pfn:#x}: not all tails point to it"),
         (heads & (facts.nr - 1) != 0, "head pfn {pfn:#x} is not aligned"),

@@ -52,7 +52,8 @@ def law_deferred(facts: Facts, report: Report) -> None:
     maps = facts.pte_maps[facts.subpages(thps)]
     holes = (facts.pmd_maps[thps] == 0) & (maps.sum(axis=1) > 0) & (maps == 0).any(axis=1)
     queued = np.isin(thps, queue)
-    report.each(holes & ~queued, "THP pfn {pfn:#x} has unmapped subpages and is not on the deferred split queue", pfn=thps)
+    report.each(holes & ~queued, "THP pfn {pfn:#x} has unmapped subpages and is not on the deferred split queue",
+                pfn=thps)
     linked = facts.page["deferred_next"][thps + 2] != 0
     report.each(linked & ~queued, "THP pfn {pfn:#x} looks queued and the queue does not have it", pfn=thps)
 
@@ -75,7 +76,8 @@ def law_lru(facts: Facts, report: Report) -> None:
         report.each(facts.page["lru_prev"][pfn] != before, "LRU list {name}: lru_prev of pfn {pfn:#x} is wrong",
                     name=name, pfn=pfn)
         kind = lru_of(facts.flags[pfn])
-        report.each(kind != number, "pfn {pfn:#x} is on {name} with the flags of list {kind}", pfn=pfn, name=name, kind=kind)
+        report.each(kind != number, "pfn {pfn:#x} is on {name} with the flags of list {kind}",
+                    pfn=pfn, name=name, kind=kind)
     _lru_flags(facts, report, count)
 
 

@@ -74,7 +74,8 @@ def law_locks(facts: Facts, report: Report) -> None:
 def _embedded_locks(facts: Facts, report: Report) -> None:
     """Every lock in every struct but the pages: the structs' rows say where they are."""
     for array in SharedArray.all.values():
-        fields = {name: row for name, row in getattr(array.struct, "FIELDS", {}).items() if row.struct in (SpinLock, RwSem)}
+        rows = getattr(array.struct, "FIELDS", {})
+        fields = {name: row for name, row in rows.items() if row.struct in (SpinLock, RwSem)}
         if not fields or array is mem_map:
             continue
         count = array.count(facts.config)

@@ -32,7 +32,8 @@ def law_rmap(facts: Facts, report: Report) -> None:
     _cache_slots(facts, report)
 
 
-def _entries_found(facts: Facts, report: Report, entries: Entries, name: str, anon_pairs: Column, file_pairs: Column) -> None:
+def _entries_found(facts: Facts, report: Report, entries: Entries, name: str, anon_pairs: Column,
+                   file_pairs: Column) -> None:
     pfn = entries.pfn
     head = facts.head_of[pfn]
     mapping = facts.mapping[head]
@@ -92,9 +93,10 @@ def _same_chains(facts: Facts, report: Report) -> None:
     tree, anon_vma, _ = facts.tree_chains
     report.each(avc["vma"][chains] != vma, "anon_vma_chain {chain} is on the list of vma {vma} and says vma {says}",
                 chain=chains, vma=vma, says=avc["vma"][chains])
-    report.each(avc["anon_vma"][tree] != anon_vma, "anon_vma_chain {chain} is in the tree of anon_vma {anon_vma} and says "
-                "{says}", chain=tree, anon_vma=anon_vma, says=avc["anon_vma"][tree])
-    report.each(~np.isin(chains, tree), "anon_vma_chain {chain} of vma {vma} is in no anon_vma's tree", chain=chains, vma=vma)
+    report.each(avc["anon_vma"][tree] != anon_vma, "anon_vma_chain {chain} is in the tree of anon_vma {anon_vma} and "
+                "says {says}", chain=tree, anon_vma=anon_vma, says=avc["anon_vma"][tree])
+    report.each(~np.isin(chains, tree), "anon_vma_chain {chain} of vma {vma} is in no anon_vma's tree",
+                chain=chains, vma=vma)
     report.each(~np.isin(tree, chains), "anon_vma_chain {chain} in the tree of anon_vma {anon_vma} belongs to no vma",
                 chain=tree, anon_vma=anon_vma)
     for numbers, where in ((chains, "vma lists"), (tree, "anon_vma trees")):
@@ -110,7 +112,8 @@ def _sorted_trees(facts: Facts, report: Report) -> None:
     for owner, vmas, kind in ((anon_vma, of_chain, "anon_vma"), (file, listed, "file")):
         pgoff = facts.vma["vm_pgoff"][vmas]
         bad = (owner[1:] == owner[:-1]) & (pgoff[1:] < pgoff[:-1])
-        report.each(bad, "the tree of {kind} {owner} is not sorted at vma {vma}", kind=kind, owner=owner[1:], vma=vmas[1:])
+        report.each(bad, "the tree of {kind} {owner} is not sorted at vma {vma}",
+                    kind=kind, owner=owner[1:], vma=vmas[1:])
 
 
 def _anon_vma_counts(facts: Facts, report: Report) -> None:
@@ -129,8 +132,8 @@ def _anon_vma_counts(facts: Facts, report: Report) -> None:
     own = count(np.clip(facts.vma["anon_vma"][facts.vma_list], 0, size - 1))
     children = count(parent[parent != numbers])
     right = own + children + is_root
-    report.each(rows["degree"] != right, "anon_vma {anon_vma} has degree {got}, should be {want} ({own} vmas, {children} "
-                "children)", anon_vma=numbers, got=rows["degree"], want=right, own=own, children=children)
+    report.each(rows["degree"] != right, "anon_vma {anon_vma} has degree {got}, should be {want} ({own} vmas, "
+                "{children} children)", anon_vma=numbers, got=rows["degree"], want=right, own=own, children=children)
     report.each(count(facts.tree_chains[1]) == 0, "anon_vma {anon_vma} has no vma left in its tree", anon_vma=numbers)
 
 
@@ -141,8 +144,8 @@ def _vma_anon_vmas(facts: Facts, report: Report) -> None:
     chains, owner, _ = facts.vma_chains
     linked = np.clip(facts.avc["anon_vma"][chains], 0, limit).astype(np.int64)
     pairs = np.sort((owner << PAIR) | linked)
-    report.each((own != 0) & ~in_sorted((vmas << PAIR) | own, pairs), "vma {vma} has anon_vma {anon_vma} and no chain to it",
-                vma=vmas, anon_vma=own)
+    unlinked = (own != 0) & ~in_sorted((vmas << PAIR) | own, pairs)
+    report.each(unlinked, "vma {vma} has anon_vma {anon_vma} and no chain to it", vma=vmas, anon_vma=own)
     own_of_owner = np.clip(facts.vma["anon_vma"][owner], 0, limit)
     other = facts.anon_vma["root"][linked] != facts.anon_vma["root"][own_of_owner]
     report.each(other, "vma {vma} is linked to anon_vma {anon_vma}, which has another root than its own",

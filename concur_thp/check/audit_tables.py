@@ -40,14 +40,14 @@ def _no_entries(facts: Facts, report: Report, bit: int, name: str) -> None:
 def law_tables(facts: Facts, report: Report) -> None:
     """Q8, and I5 with it."""
     wild = facts.walked.wild
-    report.each(np.ones(len(wild), dtype=bool), "entry {val:#x} at {addr:#x} of mm {mm} leads to no table, or to one that "
-                "is linked elsewhere", val=wild.val, addr=wild.addr, mm=wild.mm)
+    report.each(np.ones(len(wild), dtype=bool), "entry {val:#x} at {addr:#x} of mm {mm} leads to no table, or to one "
+                "that is linked elsewhere", val=wild.val, addr=wild.addr, mm=wild.mm)
     for level, links in facts.walked.linked.items():
         _table_pages(facts, report, links, level, "")
     pmd = facts.walked.pmd
     huge = (pmd.val & _PAGE_HUGE != 0) & (pmd.val & (_PAGE_PRESENT | _PAGE_PROTNONE) != 0)
-    report.each(~huge & (pmd.val & _PAGE_MIGRATION == 0), "pmd {val:#x} at {addr:#x} of mm {mm} is no table and not huge, or "
-                "was left in the middle of a split", val=pmd.val, addr=pmd.addr, mm=pmd.mm)
+    report.each(~huge & (pmd.val & _PAGE_MIGRATION == 0), "pmd {val:#x} at {addr:#x} of mm {mm} is no table and not "
+                "huge, or was left in the middle of a split", val=pmd.val, addr=pmd.addr, mm=pmd.mm)
     deposits, errors = facts.deposits
     for wrong in errors:
         report.broken(wrong)
@@ -82,7 +82,7 @@ def _deposited(facts: Facts, report: Report, deposits: Entries) -> None:
     spare = deposits.val
     linked = np.sort(facts.walked.linked[1].pfn)
     report.each(in_sorted(spare, linked), "deposited table pfn {pfn:#x} is linked to a pmd as well", pfn=spare)
-    used = words(tables, facts.frames)[spare, : facts.nr].any(axis=1)
+    used: Column = words(tables, facts.frames)[spare, : facts.nr].max(axis=1, initial=0) != 0
     report.each(used, "deposited table pfn {pfn:#x} is not empty", pfn=spare)
 
 
@@ -102,15 +102,18 @@ def _no_lost_tables(facts: Facts, report: Report, deposits: Entries) -> None:
     for links in (*facts.walked.linked.values(), as_links(deposits)):
         reached[links.pfn] = True
     pages = np.flatnonzero(facts.page_type == PAGE_TYPE_TABLE)
-    report.each(~reached[pages], "table pfn {pfn:#x} of mm {mm} is linked nowhere", pfn=pages, mm=facts.page["pt_mm"][pages])
+    owner = facts.page["pt_mm"][pages]
+    report.each(~reached[pages], "table pfn {pfn:#x} of mm {mm} is linked nowhere", pfn=pages, mm=owner)
 
 
 def law_inside_vma(facts: Facts, report: Report) -> None:
     """I8."""
-    for entries, size, name in ((facts.walked.pmd, int(HPAGE_PMD_SIZE), "huge pmd"), (facts.walked.pte, PAGE_SIZE, "pte")):
+    walked = facts.walked
+    for entries, size, name in ((walked.pmd, int(HPAGE_PMD_SIZE), "huge pmd"), (walked.pte, PAGE_SIZE, "pte")):
         vma = facts.find_vma(entries.mm, entries.addr)
         outside = (vma == 0) | (entries.addr + size > facts.vma["vm_end"][vma])
-        more = (vma != 0) & present(entries.val) & (entries.val & _PAGE_RW != 0) & (facts.vma["vm_flags"][vma] & VM_WRITE == 0)
+        writable = present(entries.val) & (entries.val & _PAGE_RW != 0)
+        more = (vma != 0) & writable & (facts.vma["vm_flags"][vma] & VM_WRITE == 0)
         for bad, what in ((outside, "is not inside one vma"), (more, "is writable, its vma is not")):
             report.each(bad, "{name} {val:#x} at {addr:#x} of mm {mm} {what}",
                         name=name, val=entries.val, addr=entries.addr, mm=entries.mm, what=what)
@@ -124,7 +127,8 @@ def _vma_slots(facts: Facts, report: Report) -> None:
     report.each(owner != mm, "vma {vma} stands in mm {mm} and says mm {owner}", vma=vma, mm=mm, owner=owner)
     report.each(start >= end, "vma {vma} of mm {mm}: {start:#x}..{end:#x}", vma=vma, mm=mm, start=start, end=end)
     clash = (mm[1:] == mm[:-1]) & (start[1:] < end[:-1])
-    report.each(clash, "vmas {vma} and {other} of mm {mm} overlap or are not sorted", vma=vma[:-1], other=vma[1:], mm=mm[1:])
+    report.each(clash, "vmas {vma} and {other} of mm {mm} overlap or are not sorted",
+                vma=vma[:-1], other=vma[1:], mm=mm[1:])
     mms = facts.live_mms
     count, said = np.bincount(mm, minlength=facts.config.mms + 1)[mms], facts.mm["map_count"][mms]
     report.each(count != said, "mm {mm}: map_count {said}, {count} vmas in its slots", mm=mms, said=said, count=count)

@@ -45,14 +45,14 @@ def law_tlb(facts: Facts, report: Report) -> None:
             continue
         held = {name: _held(rows[f"tlb_{name}"][cpu]) for name in current}
         if mm not in live:
-            report.check(not any(len(addr) for addr, _ in held.values()), "cpu {cpu} remembers translations of dead mm {mm}",
-                         cpu=cpu, mm=mm)
+            nothing = not any(len(addr) for addr, _ in held.values())
+            report.check(nothing, "cpu {cpu} remembers translations of dead mm {mm}", cpu=cpu, mm=mm)
             continue
         for name, entries in current.items():
             _compare(report, cpu, mm, name, held[name], entries)
         addr = held["small"][0]
-        report.each(np.isin(addr & int(HPAGE_PMD_MASK), held["huge"][0]), "cpu {cpu} holds {addr:#x} small and huge at once",
-                    cpu=cpu, addr=addr)
+        both = np.isin(addr & int(HPAGE_PMD_MASK), held["huge"][0])
+        report.each(both, "cpu {cpu} holds {addr:#x} small and huge at once", cpu=cpu, addr=addr)
 
 
 def _held(entries: Column) -> tuple[Column, Column]:

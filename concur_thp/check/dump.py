@@ -1,7 +1,7 @@
-"""Text about a machine that has stopped: a page, an mm, a CPU, its locks, everything; and the page a failure is shown on.
+"""Text about a machine that has stopped: a page, an mm, a CPU, locks, everything; and what a failure is shown with.
 
-Reads shared memory from outside and believes nothing: a number that leads nowhere is printed as it is, and a part that cannot
-be read says so in its place. A dump of a broken machine always comes out.
+Reads shared memory from outside and believes nothing: a number that leads nowhere is printed as it is, and a part that
+cannot be read says so in its place. A dump of a broken machine always comes out.
 """
 
 import functools
@@ -28,6 +28,7 @@ from concur_thp.mm.flags import (
     MMF_HUGE_ZERO_PAGE,
     MMF_VM_HUGEPAGE,
     VM_EXEC,
+    VM_FLAG_NAMES,
     VM_GROWSDOWN,
     VM_HUGEPAGE,
     VM_LOCKED,
@@ -59,13 +60,7 @@ PAGE_TYPES = {
     PAGE_TYPE_PCP: "on a pcp list",
 }
 VM_LETTERS = ((VM_READ, "r"), (VM_WRITE, "w"), (VM_EXEC, "x"))
-VM_WORDS = {
-    VM_SHARED: "shared",
-    VM_GROWSDOWN: "growsdown",
-    VM_LOCKED: "locked",
-    VM_HUGEPAGE: "hugepage",
-    VM_NOHUGEPAGE: "nohugepage",
-}
+VM_WORDS = (VM_SHARED, VM_GROWSDOWN, VM_LOCKED, VM_HUGEPAGE, VM_NOHUGEPAGE)
 MMF_WORDS = {
     MMF_VM_HUGEPAGE: "on khugepaged's list",
     MMF_HUGE_ZERO_PAGE: "uses the huge zero page",
@@ -183,7 +178,7 @@ def dump_mm(config: MachineConfig, number: int) -> str:
 def _vma_line(row: Any, number: int) -> str:
     flags = int(row["vm_flags"])
     rights = "".join(letter if flags & bit else "-" for bit, letter in VM_LETTERS)
-    words = [word for bit, word in VM_WORDS.items() if flags & bit]
+    words = [VM_FLAG_NAMES[bit] for bit in VM_WORDS if flags & bit]
     what = f"file {row['vm_file']}" if int(row["vm_file"]) else f"anon_vma {row['anon_vma']}"
     return (
         f"  vma {number}: {int(row['vm_start']):#x}-{int(row['vm_end']):#x} {rights} pgoff {int(row['vm_pgoff']):#x} "

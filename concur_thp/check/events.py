@@ -13,6 +13,7 @@ from concur_thp.check.lock_names import lock_name, segment_offset
 from concur_thp.check.lock_stat import class_name
 from concur_thp.check.views import view
 from concur_thp.config import NR_CPUS, MachineConfig
+from concur_thp.ops import Op
 
 ARGUMENTS: dict[int, tuple[str, ...]] = {
     Tracepoint.page_fault_user: ("address", "error", "result"),
@@ -56,14 +57,8 @@ def ring_events(cpu: int, last: int = 16) -> list[Record]:
     rows = view(rings, NR_CPUS * RING_EVENTS)[cpu * RING_EVENTS : (cpu + 1) * RING_EVENTS]
     used = np.flatnonzero(rows["when"])
     newest = used[np.argsort(rows["number"][used], kind="stable")][-last:]
-    return [
-        Record(
-            cpu,
-            *(int(rows[name][i]) for name in ("number", "when", "what")),
-            (int(rows["a"][i]), int(rows["b"][i]), int(rows["c"][i])),
-        )
-        for i in newest
-    ]
+    columns = [rows[name][newest].tolist() for name in ("number", "when", "what", "a", "b", "c")]
+    return [Record(cpu, number, when, what, (a, b, c)) for number, when, what, a, b, c in zip(*columns, strict=True)]
 
 
 def page_events(config: MachineConfig, pfn: int, last: int = 6, huge: int = 1) -> list[Record]:
@@ -97,6 +92,8 @@ def _value(config: MachineConfig, name: str, value: int) -> Any:
         return class_name(value)
     if name == "mode":
         return {1: "read", 2: "write"}.get(value, value)
+    if name == "op" and value in Op.__members__.values():
+        return Op(value).name
     return value if name in DECIMAL else f"{value:#x}"
 
 

@@ -1,7 +1,7 @@
 """What the audit knows of a machine that stands still: columns over frames, mms, vmas and mappings, gathered once.
 
-Everything a law needs is here, so that each law is a few lines. Gathering trusts nothing: numbers that lead nowhere are left
-out and show up as violations of the law they belong to.
+Everything a law needs is here, so that each law is a few lines. Gathering trusts nothing: numbers that lead nowhere
+are left out and show up as violations of the law they belong to.
 """
 
 import functools
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from concur_thp.check.views import Column, chain, column, raw, view
+from concur_thp.check.views import Column, Lists, chain, column, follow, raw, view
 from concur_thp.check.walk import Entries, PageTables, present, walk
 from concur_thp.config import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGE_SHIFT, MachineConfig
 from concur_thp.mm.mm_types import (
@@ -34,24 +34,6 @@ from concur_thp.mm.slab import INDEX
 
 ADDRESS_BITS = 47
 """An mm and an address in one sortable number: mm << ADDRESS_BITS | address."""
-
-
-Lists = tuple[Column, Column, list[str]]
-"""Members of many lists, the owner of the list each is on, and what is wrong with the lists."""
-
-
-def follow(following: Column, first: Column, owners: Column, what: str) -> Lists:
-    """Follow the list of each owner from its `first` on."""
-    members: list[int] = []
-    owner: list[int] = []
-    errors = []
-    for number in owners.tolist():
-        row, wrong = chain(following, int(first[number]), len(following))
-        members += row
-        owner += [number] * len(row)
-        if wrong:
-            errors.append(f"{what} {number}: {wrong}")
-    return np.array(members, dtype=np.int64), np.array(owner, dtype=np.int64), errors
 
 
 class Facts:

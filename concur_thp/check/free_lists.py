@@ -19,7 +19,8 @@ class FreeLists:
         for zone in range(NR_ZONES):
             for order in range(int(MAX_ORDER)):
                 for kind in range(MIGRATE_TYPES):
-                    found = self._follow(facts, heads[zone][order][kind], f"free list of zone {zone} order {order} type {kind}")
+                    what = f"free list of zone {zone} order {order} type {kind}"
+                    found = self._follow(facts, heads[zone][order][kind], what)
                     rows += [(pfn, order, zone, kind) for pfn in found]
         table = np.array(rows, dtype=np.int64).reshape(-1, 4)
         self.pfn, self.order, self.owner, self.kind = (np.ascontiguousarray(table[:, n]) for n in range(4))

@@ -41,7 +41,7 @@ class Place:
 
 
 def locate(config: MachineConfig, offset: int) -> Place | None:
-    """The struct and field at an offset (counted from `system`, as lockdep does); None for what is outside every array."""
+    """The struct and field at an offset (counted from `system`); None for what is outside every array."""
     places = layout(config)
     offset += places["system"][0]
     for name, (start, size) in places.items():

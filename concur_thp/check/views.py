@@ -68,3 +68,21 @@ def chain(following: Sequence[int] | Column, first: int, limit: int, end: int = 
             return seen[:limit], "it does not end"
         at = int(following[at])
     return seen, ""
+
+
+Lists = tuple[Column, Column, list[str]]
+"""Members of many lists, the owner of the list each is on, and what is wrong with the lists."""
+
+
+def follow(following: Column, first: Column, owners: Column, what: str) -> Lists:
+    """Follow the list of each owner from its `first` on."""
+    members: list[int] = []
+    owner: list[int] = []
+    errors = []
+    for number in owners.tolist():
+        row, wrong = chain(following, int(first[number]), len(following))
+        members += row
+        owner += [number] * len(row)
+        if wrong:
+            errors.append(f"{what} {number}: {wrong}")
+    return np.array(members, dtype=np.int64), np.array(owner, dtype=np.int64), errors

@@ -1,6 +1,6 @@
 """Every page table of every mm, read level by level: which frame is mapped where.
 
-A level is one gather over the arrays of table entries, so a machine with a thousand tables costs a few array operations.
+A level is one gather over the arrays of table entries, so a thousand tables cost a few array operations.
 What cannot be followed (a wild pfn, a table in two places) is noted in `wild`, not followed.
 """
 

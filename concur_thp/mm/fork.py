@@ -38,11 +38,12 @@ def mm_alloc(cpu: Cpu) -> Mm:
         return Mm(0)
     mm = mms[number]
     mm.id = number
-    mm_init(mm)
-    mm.pgd = pgd_alloc(cpu, mm)
-    if mm.pgd == NIL:
+    pgd = pgd_alloc(cpu, mm)
+    if pgd == NIL:
         kmem_cache_free(cpu, POOL_MM, number)
         return Mm(0)
+    mm.pgd = pgd
+    mm_init(mm)
     return mm
 
 

@@ -204,7 +204,7 @@ def khugepaged_scan_mm_slot(cpu: Cpu, pages: int):
 
 @kernel
 def khugepaged_do_scan(cpu: Cpu, pages: int):
-    """One round of khugepaged: go on from where it was for about `pages` pages, at most once through the list.
+    """One round of khugepaged: go on from where it was for about `pages` pages, past the head of the list at most once.
 
     Context: a CPU without an mm of its own, no lock held. May sleep.
     Return: progress; in cpu.scratch[0]: 1 when there was no huge page: sleep alloc_sleep_millisecs, then go on.

@@ -16,7 +16,8 @@ from concur_thp.mm.syscall import sys_madvise, sys_mprotect, sys_mremap, sys_mun
 from concur_thp.mm.uaccess import user_load
 from concur_thp.mm.vmstat import Stat
 
-FILE, HOLES, PAGE, SHARED, SMALL, THP, ZERO, HUGE = (0x180000, 0x90000, 4096, 0x1C0000, 0x101000, 0x80000, 0x98000, 0x8000)
+PAGE, HUGE = 0x1000, 0x8000
+THP, HOLES, ZERO, SMALL, FILE, SHARED = 0x80000, 0x90000, 0x98000, 0x101000, 0x180000, 0x1C0000
 """Addresses of the scene in conftest.py."""
 CASES = {}
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from concur_thp.arch.cpu import cpus
 from concur_thp.check.audit import LAWS, audit
 from concur_thp.config import MAX_ORDER
 from concur_thp.mm.deferred_split import undefer_split_huge_page
@@ -37,7 +36,8 @@ from concur_thp.mm.swap import lru_add_drain, put_page
 from concur_thp.mm.vma_tree import find_vma
 from concur_thp.mm.vmstat import Stat
 
-FILE, HOLES, PAGE, SHARED, SMALL, THP, ZERO, HUGE = (0x180000, 0x90000, 4096, 0x1C0000, 0x101000, 0x80000, 0x98000, 0x8000)
+PAGE, HUGE = 0x1000, 0x8000
+THP, HOLES, ZERO, SMALL, FILE, SHARED = 0x80000, 0x90000, 0x98000, 0x101000, 0x180000, 0x1C0000
 """Addresses of the scene in conftest.py."""
 
 Corruption = Callable[[Any], Any]
@@ -357,7 +357,8 @@ def test_page_nobody_frees_is_a_leak_on_an_empty_machine(scene):
 
 
 def test_what_the_data_oracle_finds_is_a_violation(scene, monkeypatch):
-    monkeypatch.setitem(sys.modules, "concur_thp.check.oracle", SimpleNamespace(audit_data=lambda config: ["mm 1: 7, not 8"]))
+    oracle = SimpleNamespace(audit_data=lambda config: ["mm 1: 7, not 8"])
+    monkeypatch.setitem(sys.modules, "concur_thp.check.oracle", oracle)
     result = audit(scene.config)
     assert [str(violation) for violation in result.violations] == ["Q19: mm 1: 7, not 8"]
 

@@ -292,10 +292,11 @@ def test_split_migration_entry(order: int, plain: bool) -> None:
         w.store(1, 7)
         page, pmd = w.page(), w.pmd()
         huge = pmd.val.load()
+        down_read(w.cpu, w.mm.mmap_sem)
         lock_page(w.cpu, page)
         pmd.val.store(mk_entry(entry_pfn(huge), _PAGE_HUGE | _PAGE_MIGRATION | _PAGE_RW))
         before = w.counts(page)
-        w.split()
+        split_huge_pmd_address(w.cpu, find_vma(w.mm, w.addr), w.addr, 0, Page(0))
         assert w.counts(page) == before and w.tables() == (w.n, 1, 0) and vmstat()["thp_split_pmd"] == 1
         want = [mk_entry(entry_pfn(huge) + i, _PAGE_MIGRATION | _PAGE_RW) for i in range(w.n)]
         assert [w.pte(i) for i in range(w.n)] == want
@@ -307,6 +308,7 @@ def test_split_migration_entry(order: int, plain: bool) -> None:
         entry_table_page(pmd).pmd_huge_pte = table
         pmd.val.store(huge)
         unlock_page(w.cpu, page)
+        up_read(w.cpu, w.mm.mmap_sem)
 
 
 @SIZES

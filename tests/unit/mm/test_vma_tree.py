@@ -7,11 +7,11 @@ import pytest
 
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import interpreted
-from concur_thp.config import PAGE_SHIFT, PAGE_SIZE
+from concur_thp.config import PAGE_SIZE
 from concur_thp.errors import KernelBug
 from concur_thp.machine import Machine
 from concur_thp.mm.fork import mm_alloc, mmput
-from concur_thp.mm.mm_types import AddressSpace, Mm, Vma, files, vmas
+from concur_thp.mm.mm_types import POOL_VMA, AddressSpace, Mm, Vma, files, mem_map, pools, vmas
 from concur_thp.mm.vma_adjust import vm_area_alloc, vm_area_free
 from concur_thp.mm.vma_tree import (
     find_vma,
@@ -25,6 +25,7 @@ from concur_thp.mm.vma_tree import (
     vma_interval_tree_insert_after,
     vma_interval_tree_next,
     vma_interval_tree_remove,
+    vma_last_pgoff,
     vma_link,
     vma_next,
     vma_prev,
@@ -38,7 +39,7 @@ MODES = pytest.mark.parametrize(("order", "plain"), [(9, False), (3, False), (3,
 
 
 def machine(order: int) -> Machine:
-    return Machine(memory="16M" if order == 9 else "2M", order=order, vmas=256, max_map_count=128)
+    return Machine(memory="64M" if order == 9 else "2M", order=order, vmas=256, max_map_count=128)
 
 
 def new_vma(cpu: Cpu, mm: Mm, start: int, pages: int, pgoff: int = 0, file: int = 0) -> Vma:
@@ -145,7 +146,7 @@ def test_the_vmas_of_a_file_come_by_page_and_equal_ones_in_order_of_insertion(or
             assert file_list(file) == [vmas.index(v) for v in model]
             first = dice.randrange(16)
             last = first + dice.randrange(4)
-            hit = [v for v in model if v.vm_pgoff <= last and v.vm_pgoff + (v.vm_end - v.vm_start >> PAGE_SHIFT) > first]
+            hit = [v for v in model if v.vm_pgoff <= last and vma_last_pgoff(v) >= first]
             assert file_list(file, first, last) == [vmas.index(v) for v in hit]
         up_write(cpu, file.i_mmap_rwsem)
 
@@ -172,8 +173,6 @@ def test_a_page_outside_of_the_vma_has_no_address_there() -> None:
     with machine(3) as m, interpreted():
         cpu = m.cpu(0)
         mm = Mm(mm_alloc(cpu))
-        from concur_thp.mm.mm_types import mem_map
-
         vma = new_vma(cpu, mm, 0x100000, 4, 10)
         page = mem_map[40]
         page.compound_head = 0
@@ -186,8 +185,6 @@ def test_a_page_outside_of_the_vma_has_no_address_there() -> None:
 
 @MODES
 def test_everything_comes_back(order: int, plain: bool) -> None:
-    from concur_thp.mm.mm_types import POOL_VMA, pools
-
     with machine(order) as m, interpreted() if plain else nullcontext():
         cpu = m.cpu(0)
         mm = Mm(mm_alloc(cpu))
