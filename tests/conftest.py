@@ -1,6 +1,7 @@
 """What every test gets: a leak check, `--slow`, and a way to boot machines."""
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,6 +52,8 @@ def nothing_is_left() -> Iterator[None]:
     deadline = time.monotonic() + LEAK_SECONDS
     while (left := (segments() - before[0], children() - before[1])) != (set(), set()):
         if time.monotonic() > deadline:
+            for pid in left[1]:
+                os.kill(int(pid), signal.SIGKILL)
             pytest.fail(f"the test left segments {left[0]} or child processes {left[1]}: end them, and wait for them")
         time.sleep(0.01)
 

@@ -1,5 +1,6 @@
 """Forked CPU processes for tests: each runs one function as one CPU and ends."""
 
+import ctypes
 import os
 import signal
 import time
@@ -12,6 +13,7 @@ from concur_thp.machine import Machine
 
 DEADLINE_SECONDS = 60.0
 FAILED = 9
+PR_SET_PDEATHSIG = 1
 STEP = 0.002
 
 
@@ -19,6 +21,7 @@ def start(machine: Machine, number: int, body: Callable[[Cpu], object]) -> int:
     """Fork CPU `number`; returns its pid. A false-but-not-None result or an exception ends it with a status."""
     pid = os.fork()
     if pid == 0:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         status = FAILED
         try:
             status = 1 if body(machine.cpu(number)) is False else 0

@@ -10,10 +10,12 @@ from typing import Any
 from concur_thp.arch.builtins import NATIVE
 from concur_thp.arch.cpu import Cpu, CpuState
 from concur_thp.arch.futex import nap
-from concur_thp.arch.linker import Kernel, inline, kernel
+from concur_thp.arch.linker import Kernel, inline, kernel, quiet
 from concur_thp.arch.system import system
 from concur_thp.errors import KernelBug
 
+__func__ = 0
+"""In native code the number of the name of the function that this is compiled into."""
 CPU_PARKED = int(CpuState.PARKED)
 
 
@@ -39,11 +41,12 @@ def describe_bug() -> str:
 
 @inline
 def bug(cpu: Cpu, text: int, a: int, b: int):
-    """BUG(): a rule is broken. Inline, so that `cpu.func` is still the caller's name."""
-    report_bug(cpu, text, a, b, cpu.func)
+    """BUG(): a rule is broken. Inline, so that `__func__` is the function that found it."""
+    report_bug(cpu, text, a, b, __func__)
 
 
 @kernel
+@quiet
 def report_bug(cpu: Cpu, text: int, a: int, b: int, func: int):
     """Report a broken rule and stop the machine; the first report wins.
 
@@ -62,6 +65,7 @@ def report_bug(cpu: Cpu, text: int, a: int, b: int, func: int):
 
 
 @kernel
+@quiet
 def park_for_good(cpu: Cpu):
     """Stay out of everybody's way until the launcher ends this process.
 

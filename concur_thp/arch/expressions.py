@@ -148,6 +148,8 @@ class Expressions:
         if node.id in self.locals:
             slot, kind = self.locals[node.id]
             return Value(self.builder.load(slot), kind)
+        if node.id == "__func__":  # As in C: the function this code is compiled into.
+            return Value(I64(intrinsics.text_id(self.unit.name)), INT)
         return self._constant(node, self._global(node))
 
     def _static(self, node: ast.expr) -> Any:

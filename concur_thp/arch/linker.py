@@ -41,6 +41,7 @@ class Source:
         assert isinstance(function, types.FunctionType)
         functools.update_wrapper(self, function)  # type: ignore[arg-type]
         self.function = function
+        self.quiet = getattr(function, "quiet", False)
         self.name = function.__name__
         self.filename = function.__code__.co_filename
         self.first_line = function.__code__.co_firstlineno
@@ -184,6 +185,12 @@ def kernel(function: Callable[..., Any]) -> Kernel:
     return Kernel(function)
 
 
+def quiet(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Under @kernel: this function does not leave its name in `cpu.func`, so a report names its caller."""
+    function.quiet = True  # type: ignore[attr-defined]
+    return function
+
+
 def inline(function: Callable[..., Any]) -> Inline:
     """Declare a function that is compiled into each of its callers."""
     return Inline(function)
@@ -211,4 +218,4 @@ def texts() -> dict[int, str]:
     return found
 
 
-__all__ = ["SLOTS", "Inline", "Kernel", "TranslateError", "inline", "interpreted", "kernel", "texts"]
+__all__ = ["SLOTS", "Inline", "Kernel", "TranslateError", "inline", "interpreted", "kernel", "quiet", "texts"]

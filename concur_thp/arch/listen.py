@@ -7,7 +7,7 @@ seeded numbers. The scheduler of controlled runs will listen here too.
 from concur_thp.arch.builtins import cpu_relax
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.futex import sched_yield
-from concur_thp.arch.linker import inline, kernel
+from concur_thp.arch.linker import inline, kernel, quiet
 from concur_thp.arch.random import random_below, random_u63
 from concur_thp.arch.system import system
 
@@ -23,6 +23,7 @@ def point(cpu: Cpu, where: int):
 
 
 @kernel
+@quiet
 def point_slow(cpu: Cpu, where: int):
     """Hold the CPU for a while, if chaos says so.
 

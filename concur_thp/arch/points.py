@@ -62,4 +62,11 @@ class Point(IntEnum):
     PUT_PAGE_ZERO = 92  # the last reference is gone, page not yet freed
     HUGE_ZERO_GET = 93
     DEFERRED_SPLIT_QUEUE = 94
+    SPLIT_PAGE_LOCKED = 100  # split_huge_page: anon_vma held for write, nothing unmapped yet
+    SPLIT_PAGE_UNMAPPED = 101  # migration entries everywhere, not yet frozen
+    SPLIT_PAGE_FROZEN = 102  # no references, still a compound page; irqs off
+    SPLIT_PAGE_SPLIT = 103  # N small pages, migration entries not yet replaced
+    SPLIT_PAGE_REMAPPED = 104  # mapped again, the pieces still locked
+    MIGRATION_ENTRY_WAIT = 105  # a reference taken, the ptl released, about to wait for the page lock
+    DEFERRED_SCAN_PINNED = 106  # pages pinned on the private list, split_queue_lock released
     HUNG = 127  # set by nobody: the watcher's word for "did not move"

@@ -33,6 +33,7 @@ class Tracepoint(IntEnum):
     thp_deferred_split = 14  # not Linux's: queued for deferred split; pfn, 0, 0
     page_remove_rmap = 15  # not Linux's: pfn, compound, mapcount left
     zap_huge_pmd = 16  # not Linux's: pfn, address, mm
+    split_huge_page = 17  # not Linux's: pfn of the head, pfn of the caller's page, result
 
 
 @inline

@@ -50,7 +50,7 @@ class Function(Expressions):
     def _say_where(self) -> None:
         """Kernel functions leave their name in `cpu.func`, so that a report can say where a CPU is."""
         kind: Any = next(iter(self.source.parameters.values()), INT)
-        if not self.source.inline and kind is not INT and "func" in kind.FIELDS:
+        if not self.source.inline and not self.source.quiet and kind is not INT and "func" in kind.FIELDS:
             address = self._offset(self.target.args[0], kind.FIELDS["func"].offset)
             self._store_word(address, I64(intrinsics.text_id(self.source.name)), 8, "monotonic")
 
@@ -201,6 +201,7 @@ class Unit:
 
     def __init__(self, source: Any, symbol: str):
         self.module = ir.Module(source.name)
+        self.name = source.name
         self.inlined: dict[Any, ir.Function] = {}
         target = ir.Function(self.module, _signature(source), symbol)
         self.function_class(self, source, target).emit()

@@ -51,7 +51,7 @@ def audit(
             report = Report(law.id)
             try:
                 law.check(facts, report)
-            except (IndexError, ValueError, OverflowError) as error:
+            except (ArithmeticError, LookupError, MemoryError, ValueError) as error:
                 # Corrupt beyond what the law can read: that is a finding, and the other laws go on.
                 report.broken(f"{law.name} cannot be checked: {type(error).__name__}: {error}")
             checks += report.checks

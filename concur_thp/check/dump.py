@@ -5,6 +5,7 @@ cannot be read says so in its place. A dump of a broken machine always comes out
 """
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -255,17 +256,27 @@ def bug_text() -> str:
     return f"BUG {describe_bug()}"
 
 
+def bug_pfn(config: MachineConfig) -> int | None:
+    """The page a bug is about: its text says which of the two values is a pfn."""
+    text = texts().get(int(system.bug_text), "") if system.panicked.read() else ""
+    named = re.search(r"\(values?: ([^)]*)\)", text)
+    for name, value in zip(named[1].split(","), (system.bug_a, system.bug_b), strict=False) if named else ():
+        if "pfn" in name and 0 <= int(value) < config.frames:
+            return int(value)
+    return None
+
+
 @robust
 def report_text(
     config: MachineConfig, *, what: str = "", pfn: int | None = None, again: str = "", events: int = 6
 ) -> str:
     """The page a failure is shown on: what was broken, the page concerned, every CPU, its locks, how to do it again.
 
-    `what` replaces the first line; `pfn` is the page it is about (else the bug's first value, when that is a frame).
+    `what` replaces the first line; `pfn` is the page it is about (else the one that the bug's text speaks of).
     """
     lines = [what or bug_text()]
-    if pfn is None and system.panicked.read() and 0 < int(system.bug_a) < config.frames:
-        pfn = int(system.bug_a)
+    if pfn is None:
+        pfn = bug_pfn(config)
     if pfn is not None:
         lines.append("  " + dump_page(config, pfn).replace("\n", "\n  "))
         now = read_cycles()

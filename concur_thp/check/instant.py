@@ -202,8 +202,7 @@ def check_frame_free(cpu: Cpu, pfn: int, order: int):
     """I15: frames become free, so no CPU may have a translation of them.
 
     A CPU that is behind its mm's generation does not count: it drops everything before it uses its TLB again
-    (arch/cpu.py).
-    The frames are mapped nowhere any more, so nobody can load such a translation while we look.
+    (arch/cpu.py). The frames are mapped nowhere any more, so nobody can load such a translation while we look.
 
     Context: the last reference is gone, the frames are not on a free list yet.
     Emulator: I15.

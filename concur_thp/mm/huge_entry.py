@@ -6,7 +6,6 @@ take the pmd ptl and write the entry.
 
 from concur_thp.arch.builtins import smp_wmb
 from concur_thp.arch.linker import inline
-from concur_thp.mm.filemap import mm_counter_file as mm_counter_file
 from concur_thp.mm.flags import (
     __GFP_DIRECT_RECLAIM,
     __GFP_KSWAPD_RECLAIM,

@@ -90,16 +90,16 @@ def thp_mapcounts(head: Page):
 
 
 @kernel
-def page_trans_huge_mapcount(head: Page):
+def page_trans_huge_mapcount(page: Page):
     """How many entries map the subpage of an anon page that is mapped most.
 
     Context: page lock held; exact only if no pmd of the page is being split (K1).
     Return: the count.
     Linux: mm/huge_memory.c page_trans_huge_mapcount
     """
-    if not PageHead(head):
-        return head._mapcount.read() + 1
-    return (thp_mapcounts(head) & 0xFFFFFFFF) - 1
+    if not PageCompound(page):
+        return page._mapcount.read() + 1
+    return (thp_mapcounts(compound_head(page)) & 0xFFFFFFFF) - 1
 
 
 @kernel

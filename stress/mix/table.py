@@ -27,6 +27,8 @@ class MixOp(IntEnum):
     switch = 15
     file_map = 16
     file_touch = 17
+    split_page = 18
+    drain = 19
 
 
 class MixRow(NamedTuple):
@@ -56,6 +58,8 @@ MIX_TABLE = (
     MixRow(MixOp.switch, 30, "go on as a thread of another mm"),
     MixRow(MixOp.file_map, 4, "map a file, private or shared"),
     MixRow(MixOp.file_touch, 40, "load or store in a file mapping"),
+    MixRow(MixOp.split_page, 12, "split the huge page of a random address, found by its frame as a scanner would"),
+    MixRow(MixOp.drain, 3, "split a few of the huge pages on the deferred split queue"),
 )
 
 assert [row.op for row in MIX_TABLE] == list(MixOp)

@@ -1,5 +1,6 @@
 """Every law of the audit, broken by one word (or the fewest that stay consistent): exactly that law speaks."""
 
+import random
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from concur_thp.check.audit import LAWS, audit
+from concur_thp.check.views import raw
 from concur_thp.config import MAX_ORDER
 from concur_thp.mm.deferred_split import undefer_split_huge_page
 from concur_thp.mm.filemap import drop_caches
@@ -22,6 +24,7 @@ from concur_thp.mm.mm_types import (
     avcs,
     files,
     mem_map,
+    mms,
     percpu,
     pgdat,
     pools,
@@ -378,4 +381,14 @@ def test_audit_survives_garbage_everywhere(scene, field):
             getattr(page, field).store(-0x123456789 ^ (pfn << 20))
         else:
             setattr(page, field, (0x7FFFFFF1 ^ pfn) & ((1 << (8 * row.width - 1)) - 1))
+    assert not audit(scene.config).clean
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_audit_survives_garbage_in_mms_vmas_and_anon_vmas(scene, seed):
+    rng = random.Random(seed)
+    for array, count in ((mms, 3), (vmas, 12), (anon_vmas, 6), (avcs, 12), (files, 3), (zones, 3), (percpu, 2)):
+        memory = raw(int(array.base), array.stride * count).view("i4")
+        for _ in range(len(memory) // (1 + seed)):
+            memory[rng.randrange(len(memory))] = rng.choice((rng.randrange(-(1 << 31), 1 << 31), rng.randrange(100)))
     assert not audit(scene.config).clean

@@ -30,7 +30,7 @@ from concur_thp.mm.mremap import do_mremap
 from concur_thp.mm.page_alloc import alloc_pages
 from concur_thp.mm.page_flags import PageDoubleMap, PG_active, PG_dirty, PG_lru, PG_swapbacked, PG_uptodate, tail_page
 from concur_thp.mm.page_lock import PageLocked, lock_page, unlock_page
-from concur_thp.mm.page_ref import page_ref_count
+from concur_thp.mm.page_ref import get_page, page_ref_count
 from concur_thp.mm.pgtable import (
     _PAGE_ACCESSED,
     _PAGE_DIRTY,
@@ -378,3 +378,26 @@ def test_partial_dontneed(order: int, plain: bool) -> None:
         assert do_madvise(w.cpu, w.mm, w.addr + PAGE_SIZE, PAGE_SIZE, MADV_DONTNEED) == 0
         assert page_ref_count(page) == w.n - 1 and pgdat.split_queue_len == 1
         assert (w.load(1), w.load(2)) == (0, 8)
+
+
+@SIZES
+def test_split_freeze(order: int, plain: bool) -> None:
+    """Into migration entries, for split_huge_page() to come: no mapping and no mapping's reference is left."""
+    with world(order, plain) as w:
+        w.store(1, 7)
+        page = w.page()
+        get_page(w.cpu, page)
+        down_read(w.cpu, w.mm.mmap_sem)
+        lock_page(w.cpu, page)
+        split_huge_pmd_address(w.cpu, find_vma(w.mm, w.addr), w.addr, 1, page)
+        assert w.counts(page) == (1, -1, 0, -1) and w.tables() == (w.n, 1, 0)
+        assert (vmstat()["thp_split_pmd"], vmstat()["thp_deferred_split_page"]) == (1, 1)
+        first = mk_entry(mem_map.index(page), _PAGE_MIGRATION | _PAGE_RW)
+        assert [w.pte(i) for i in range(w.n)] == [first + (i << 12) for i in range(w.n)]
+        split_huge_pmd_address(w.cpu, find_vma(w.mm, w.addr), w.addr, 1, page)  # not huge any more
+        assert vmstat()["thp_split_pmd"] == 1
+        unlock_page(w.cpu, page)
+        up_read(w.cpu, w.mm.mmap_sem)
+        assert do_madvise(w.cpu, w.mm, w.addr, int(PMD_SIZE), MADV_DONTNEED) == 0
+        assert w.tables() == (0, 1, 0)
+        put_page(w.cpu, page)

@@ -5,6 +5,7 @@ moves and writes there, so it always knows what it must read, while every huge p
 the others. One more CPU is khugepaged.
 """
 
+import os
 import random
 import time
 from typing import Any
@@ -39,7 +40,7 @@ from concur_thp.mm.uaccess import user_load, user_store
 from concur_thp.mm.vmstat import vmstat
 
 CPUS = 2
-STEPS = 600
+STEPS, SEED = 600, 0
 BASE = 1 << 24
 RW = PROT_READ | PROT_WRITE
 FIXED = MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS
@@ -49,7 +50,7 @@ class Thread:
     """One CPU's blocks: page -> value, None where nothing is mapped."""
 
     def __init__(self, cpu: Any, block: int, blocks: int):
-        self.cpu, self.block, self.dice = cpu, block, random.Random(cpu.id)
+        self.cpu, self.block, self.dice = cpu, block, random.Random(SEED + cpu.id)
         self.mine = range(cpu.id, blocks, CPUS)
         self.pages: dict[int, int] = {}
         self.value = cpu.id << 40
@@ -189,6 +190,7 @@ def test_threads(order: int, chaos: bool) -> None:
         def scan(cpu: Any) -> None:
             while not system.stop.load():
                 khugepaged_do_scan(cpu, 64)
+                os.sched_yield()
 
         if chaos:
             system.chaos_short, system.chaos_long = 3, 7
@@ -207,5 +209,4 @@ def test_threads(order: int, chaos: bool) -> None:
         result = audit(machine.config, expect_empty=True)
         assert not result.violations, result.violations
         assert [pools[k].in_use.read() for k in range(5)] == [0] * 5
-        print({k: v for k, v in vmstat().items() if v})
         assert vmstat()["thp_split_pmd"] > 0
