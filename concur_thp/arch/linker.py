@@ -38,6 +38,9 @@ class Source:
 
     def __init__(self, function: Callable[..., Any]):
         Source.every.append(self)
+        self._take(function)
+
+    def _take(self, function: Callable[..., Any]) -> None:
         assert isinstance(function, types.FunctionType)
         functools.update_wrapper(self, function)  # type: ignore[arg-type]
         self.function = function
@@ -103,7 +106,7 @@ def _depends(name: str, thing: Any, seen: set[Any]) -> Iterator[str]:
         if thing not in seen:
             yield from thing.digest(seen)
     elif isinstance(thing, Kernel):
-        yield f"{thing.unique}({[_label(k) for k in thing.parameters.values()]})->{_label(thing.returns)}"
+        yield f"{thing.slot_symbol}({[_label(k) for k in thing.parameters.values()]})->{_label(thing.returns)}"
         for kind in (*thing.parameters.values(), thing.returns):
             if kind is not INT:
                 yield _layouts(kind, seen)
@@ -152,12 +155,9 @@ class Kernel(Source):
     def __init__(self, function: Callable[..., Any]):
         super().__init__(function)
         self.slot = len(Kernel.all)
+        self.slot_symbol = f"slot.{self.unique}"
         Kernel.all.append(self)
         self._native: tuple[int, Any] = (0, None)
-
-    @property
-    def slot_symbol(self) -> str:
-        return f"slot.{self.unique}"
 
     @property
     def slot_address(self) -> int:
@@ -180,9 +180,48 @@ class Kernel(Source):
         return self._native[1](*(intrinsics.text_id(a) if isinstance(a, str) else int(a) for a in args))
 
 
+class Weak(Kernel):
+    """A kernel function that a lower layer calls and a higher one defines; until then its own body stands in."""
+
+    defined = False
+
+    def define(self, function: Callable[..., Any]) -> "Weak":
+        """Take another body; the slot stays, so callers need not know."""
+        if self.defined:
+            raise TypeError(f"{self.name} is defined already, in {self.filename}:{self.first_line}")
+        before = (self.parameters, self.returns)
+        self._take(function)
+        if (self.parameters, self.returns) != before:
+            raise TypeError(f"{self.filename}:{self.first_line}: {self.name} has other parameters than its declaration")
+        for derived in ("tree", "namespace"):
+            self.__dict__.pop(derived, None)
+        SLOTS[self.slot] = 0  # Native code of the stand-in, if it was linked, is no longer this function's.
+        self.defined = True
+        return self
+
+
 def kernel(function: Callable[..., Any]) -> Kernel:
     """Declare a kernel function."""
     return Kernel(function)
+
+
+def weak(function: Callable[..., Any]) -> Weak:
+    """Declare a kernel function that a higher layer may define; the body is what happens without it. (Linux: __weak)
+
+        @weak                                          # page_alloc.py, which must not import vmscan.py
+        def try_to_free_pages(cpu: Cpu, order: int, gfp: int): ...
+
+        @defines(page_alloc.try_to_free_pages)         # vmscan.py; the same parameters
+        def try_to_free_pages(cpu: Cpu, order: int, gfp: int): ...
+    """
+    return Weak(function)
+
+
+def defines(declared: Kernel) -> Callable[[Callable[..., Any]], Weak]:
+    """Give a `@weak` kernel function its real body. The name is then the same object in both modules."""
+    if not isinstance(declared, Weak):
+        raise TypeError(f"{declared.name} is not declared @weak")
+    return declared.define
 
 
 def quiet(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -218,4 +257,5 @@ def texts() -> dict[int, str]:
     return found
 
 
-__all__ = ["SLOTS", "Inline", "Kernel", "TranslateError", "inline", "interpreted", "kernel", "quiet", "texts"]
+__all__ = ["SLOTS", "Inline", "Kernel", "TranslateError", "defines", "inline", "interpreted", "kernel", "quiet",
+           "texts", "weak"]

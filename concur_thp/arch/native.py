@@ -146,20 +146,20 @@ def load(objects: dict[str, bytes]) -> dict[str, int]:
     return {symbol: engine.get_function_address(symbol) for symbol in objects}
 
 
-_linked: dict[tuple[int, int], int] = {}
-"""(geometry, slot) -> address: a function is loaded once in a process, however many machines it boots."""
+_linked: dict[tuple[int, str], int] = {}
+"""(geometry, function) -> address: a function is loaded once in a process, however many machines it boots."""
 
 
 def link(kernels: Iterable[Kernel] | None = None, progress: Progress | None = None) -> None:
     """Compile what is not cached, load it, and fill the slots of this process for the geometry in force."""
     wanted = list(Kernel.all if kernels is None else kernels)
-    fresh = [k for k in wanted if (Param.order, k.slot) not in _linked]
+    fresh = [k for k in wanted if (Param.order, k.unique) not in _linked]
     if fresh:
         addresses = load(_objects(fresh, progress))
         for k in fresh:
-            _linked[Param.order, k.slot] = addresses[symbol_of(k)]
+            _linked[Param.order, k.unique] = addresses[symbol_of(k)]
     for k in wanted:
-        SLOTS[k.slot] = _linked[Param.order, k.slot]
+        SLOTS[k.slot] = _linked[Param.order, k.unique]
 
 
 def _objects(kernels: list[Kernel], progress: Progress | None) -> dict[str, bytes]:

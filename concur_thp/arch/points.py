@@ -69,4 +69,7 @@ class Point(IntEnum):
     SPLIT_PAGE_REMAPPED = 104  # mapped again, the pieces still locked
     MIGRATION_ENTRY_WAIT = 105  # a reference taken, the ptl released, about to wait for the page lock
     DEFERRED_SCAN_PINNED = 106  # pages pinned on the private list, split_queue_lock released
+    GUP_FAST_READ = 100  # irqs off: entry read, no reference yet
+    GUP_FAST_GOT = 101  # irqs off: reference taken, entry not yet looked at again
+    FOLLOW_PAGE = 102  # follow_page: the pmd has not been read yet
     HUNG = 127  # set by nobody: the watcher's word for "did not move"

@@ -56,7 +56,7 @@ class SharedArray:
 
     def __init__(self, name: str, struct: Any, count: Callable[[Any], int], stride: Callable[[], int] | None = None):
         self.name, self.struct, self.count, self._stride = name, struct, count, stride
-        self.base = Word(name)
+        self.base: Any = Word(name)
         SharedArray.all[name] = self
 
     @property

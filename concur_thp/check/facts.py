@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from concur_thp.check.pins import declared_pins
 from concur_thp.check.views import Column, Lists, chain, column, follow, raw, view
 from concur_thp.check.walk import Entries, PageTables, present, walk
 from concur_thp.config import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGE_SHIFT, MachineConfig
@@ -41,8 +42,10 @@ class Facts:
 
     def __init__(self, config: MachineConfig, pins: Mapping[int, int] | None = None, expect_empty: bool = False):
         self.config = config
-        self.pins = dict(pins or {})
-        """References that the harness itself holds: pfn -> number."""
+        self.pins = declared_pins()
+        """References that programs and the harness itself hold: pfn -> number."""
+        for pfn, count in (pins or {}).items():
+            self.pins[pfn] = self.pins.get(pfn, 0) + count
         self.expect_empty = expect_empty
         self.memo: dict[str, Any] = {}
         """What laws share that is not here."""

@@ -132,7 +132,8 @@ def check_pmd(cpu: Cpu, pmd: int):
            pfn, head._refcount.read())
     bug_on(cpu, tail_page(head, 1).compound_mapcount.read() < 0,
            "I6: huge pmd of a page that no pmd maps (values: pfn, pmd)", pfn, pmd)
-    check_page(cpu, head)
+    check_tail(cpu, tail_page(head, 1), head)
+    check_tail(cpu, tail_page(head, HPAGE_PMD_NR - 1), head)
     return 0
 
 

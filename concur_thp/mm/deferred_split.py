@@ -1,7 +1,8 @@
 """The deferred split queue: THPs with holes, kept for the time of memory pressure (R38). (Linux: mm/huge_memory.c)
 
 A THP that lost a mapping of some subpage is only noted here, because whoever notices holds a ptl and cannot split. The
-list runs through tail 2 of each THP; a link word of 0 means "on no list" (I17).
+list runs through tail 2 of each THP; a link word of 0 means "on no list" (I17). The shrinker moves what it works on to a
+private list; a page may leave that one by anybody's hand too, so the outer links of a list say which list it is.
 """
 
 from concur_thp.arch.bug import bug_on
@@ -9,20 +10,32 @@ from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.listen import point
 from concur_thp.arch.points import Point
+from concur_thp.arch.shared import SharedArray
 from concur_thp.arch.trace import Tracepoint, trace
-from concur_thp.config import HPAGE_PMD_ORDER
-from concur_thp.mm.mm_types import NIL, Page, mem_map, pgdat
+from concur_thp.config import HPAGE_PMD_ORDER, NR_CPUS
+from concur_thp.mm.mm_types import NIL, Page, Pgdat, mem_map, pgdat
 from concur_thp.mm.page_flags import PageHead, page_to_pfn, tail_page
+from concur_thp.mm.page_list import PageList
 from concur_thp.mm.vmstat import Stat, count_vm_event
 from concur_thp.sync.lock_classes import SPLIT_QUEUE_LOCK
 from concur_thp.sync.spinlock import spin_lock_init, spin_lock_irq, spin_unlock_irq
 
 QUEUED = 1 << 32
 """Set in both link words of a queued THP; the rest is the neighbour's pfn + 1, 0 at the ends."""
+LIST_SHIFT = 40
+"""At the ends of a list: its number, 0 for the queue, n for the private list of CPU n - 1."""
+QUEUE_HEAD = Pgdat.FIELDS["split_queue_head"].offset
+assert Pgdat.FIELDS["split_queue_tail"].offset == QUEUE_HEAD + 4, "they are a PageList"
+
+split_lists = SharedArray("split_lists", PageList, lambda config: NR_CPUS)
+"""The private list of each CPU; guarded by split_queue_lock like the queue."""
 
 
 def init_deferred_split() -> None:
     """Boot: an empty queue."""
+    for number in range(NR_CPUS):
+        split_lists[number].head = NIL
+        split_lists[number].tail = NIL
     spin_lock_init(pgdat.split_queue_lock, SPLIT_QUEUE_LOCK)
     pgdat.split_queue_head = NIL
     pgdat.split_queue_tail = NIL
@@ -50,37 +63,64 @@ def split_queued(head: Page):
 
 
 @inline
-def split_queue_add_tail(head: Page):
-    """Link a THP at the end; split_queue_lock held."""
+def split_list(number: int) -> PageList:
+    """A list by its number."""
+    return split_lists[number - 1] if number else PageList(int(pgdat) + QUEUE_HEAD)
+
+
+@inline
+def link_word(pfn: int, number: int):
+    """A link to a neighbour, or, when that is NIL, to list `number` itself."""
+    return QUEUED | (pfn + 1 if pfn != NIL else number << LIST_SHIFT)
+
+
+@inline
+def list_add_tail(head: Page, number: int):
+    """Link a THP at the end of a list; split_queue_lock held."""
     pfn = page_to_pfn(head)
-    last = pgdat.split_queue_tail
+    ends = split_list(number)
+    last = ends.tail
     node = tail_page(head, 2)
-    node.deferred_next = QUEUED
-    node.deferred_prev = QUEUED | (last + 1)
+    node.deferred_next = link_word(NIL, number)
+    node.deferred_prev = link_word(last, number)
     if last == NIL:
-        pgdat.split_queue_head = pfn
+        ends.head = pfn
     else:
-        tail_page(mem_map[last], 2).deferred_next = QUEUED | (pfn + 1)
-    pgdat.split_queue_tail = pfn
+        tail_page(mem_map[last], 2).deferred_next = link_word(pfn, number)
+    ends.tail = pfn
+
+
+@inline
+def list_del(head: Page):
+    """Unlink a THP from the list that it is on; split_queue_lock held."""
+    node = tail_page(head, 2)
+    prev = node.deferred_prev
+    next = node.deferred_next
+    before = link_pfn(prev)
+    after = link_pfn(next)
+    if before == NIL:
+        split_list(prev >> LIST_SHIFT).head = after
+    else:
+        tail_page(mem_map[before], 2).deferred_next = next
+    if after == NIL:
+        split_list(next >> LIST_SHIFT).tail = before
+    else:
+        tail_page(mem_map[after], 2).deferred_prev = prev
+    node.deferred_next = 0
+    node.deferred_prev = 0
+
+
+@inline
+def split_queue_add_tail(head: Page):
+    """Queue a THP; split_queue_lock held."""
+    list_add_tail(head, 0)
     pgdat.split_queue_len = pgdat.split_queue_len + 1
 
 
 @inline
 def split_queue_del(head: Page):
-    """Unlink a queued THP; split_queue_lock held."""
-    node = tail_page(head, 2)
-    before = link_pfn(node.deferred_prev)
-    after = link_pfn(node.deferred_next)
-    if before == NIL:
-        pgdat.split_queue_head = after
-    else:
-        tail_page(mem_map[before], 2).deferred_next = QUEUED | (after + 1)
-    if after == NIL:
-        pgdat.split_queue_tail = before
-    else:
-        tail_page(mem_map[after], 2).deferred_prev = QUEUED | (before + 1)
-    node.deferred_next = 0
-    node.deferred_prev = 0
+    """Unlink a queued THP for good, be it on the queue or on a private list; split_queue_lock held."""
+    list_del(head)
     pgdat.split_queue_len = pgdat.split_queue_len - 1
 
 

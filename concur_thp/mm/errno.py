@@ -1,6 +1,7 @@
 """Error numbers, returned negative. (Linux: include/uapi/asm-generic/errno-base.h)"""
 
 EPERM = 1
+ENOENT = 2
 ESRCH = 3
 EAGAIN = 11
 ENOMEM = 12

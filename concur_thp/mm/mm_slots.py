@@ -232,5 +232,5 @@ def collect_mm_slot(cpu: Cpu, mm: Mm):
     return 1
 
 
-__all__ = ["THP_ALWAYS", "THP_MADVISE", "collect_mm_slot", "khugepaged_enter", "khugepaged_enter_vma_merge",
+__all__ = ["collect_mm_slot", "khugepaged_enter", "khugepaged_enter_vma_merge",
            "khugepaged_exit", "khugepaged_fork", "khugepaged_scan", "khugepaged_test_exit", "mmdrop", "mmgrab"]

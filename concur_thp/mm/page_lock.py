@@ -11,7 +11,7 @@ from concur_thp.arch.listen import point
 from concur_thp.arch.points import Point
 from concur_thp.mm.mm_types import Page
 from concur_thp.mm.page_flags import PG_locked, PG_waiters, TestFlag, compound_head, page_to_pfn
-from concur_thp.sync.bit_lock import FlagWord, bit_lock, bit_trylock, bit_unlock
+from concur_thp.sync.bit_lock import FlagWord, bit_lock, bit_trylock, bit_unlock, bit_wait
 from concur_thp.sync.lock_classes import PAGE_LOCK
 
 assert Page.FIELDS["flags"].offset == 0, "the page is its own FlagWord"
@@ -58,6 +58,16 @@ def trylock_page(cpu: Cpu, page: Page):
         return 0
     head.lock_owner = cpu.id + 1
     return 1
+
+
+@kernel
+def wait_on_page_locked(cpu: Cpu, page: Page):
+    """Wait until nobody holds the page lock; somebody may take it at once again.
+
+    Context: may sleep; the caller has a reference.
+    Linux: include/linux/pagemap.h wait_on_page_locked
+    """
+    bit_wait(cpu, FlagWord(int(compound_head(page))), PG_locked, PG_waiters)
 
 
 @kernel

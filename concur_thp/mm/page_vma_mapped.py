@@ -55,6 +55,7 @@ class Pvmw(Struct, size=64):
     pte = field(I64, "cpu", "the pte entry of `address`; NIL while at pmd level")
     ptl = field(I32, "cpu", "pfn of the table page whose ptl is held, or NIL")
     flags = field(I32, "cpu", "PVMW_* bits")
+    nr = field(I32, "cpu", "pages from `page` on that are looked for")
 
 
 pvmws = SharedArray("pvmws", Pvmw, lambda config: NR_CPUS)
@@ -100,12 +101,20 @@ def page_vma_mapped_walk_init(cpu: Cpu, page: Page, vma: Vma, address: int, flag
     Context: an rmap lock that covers the vma, or mmap_sem of its mm. This CPU is in no other walk.
     Linux: struct page_vma_mapped_walk, initialized
     """
-    pvmw = pvmws[cpu.id]
     bug_on(cpu, PageTail(page), "page_vma_mapped_walk: a tail (value: pfn)", page_to_pfn(page), address)
+    pvmw_init(cpu, page, hpage_nr_pages(page), vma, __vma_address(page, vma), flags)
+    pvmws[cpu.id].address = address
+
+
+@inline
+def pvmw_init(cpu: Cpu, page: Page, nr: int, vma: Vma, start: int, flags: int):
+    """Prepare to look for `nr` pages from `page` on, the first of which the vma would map at `start`."""
+    pvmw = pvmws[cpu.id]
     pvmw.page = page_to_pfn(page)
+    pvmw.nr = nr
     pvmw.vma = vmas.index(vma)
-    pvmw.address = address
-    pvmw.end = min(vma.vm_end, __vma_address(page, vma) + (hpage_nr_pages(page) << PAGE_SHIFT))
+    pvmw.address = max(start, vma.vm_start)
+    pvmw.end = min(vma.vm_end, start + (nr << PAGE_SHIFT))
     pvmw.pmd = NIL
     pvmw.pte = NIL
     pvmw.ptl = NIL
@@ -199,7 +208,7 @@ def pte_wanted(pvmw: Pvmw, pte: int):
 def check_pte(pvmw: Pvmw, pte: int):
     """Does this pte lead to the page or one of its subpages?"""
     pfn = entry_pfn(pte)
-    return pte_wanted(pvmw, pte) and pfn >= pvmw.page and pfn < pvmw.page + hpage_nr_pages(mem_map[pvmw.page])
+    return pte_wanted(pvmw, pte) and pfn >= pvmw.page and pfn < pvmw.page + pvmw.nr
 
 
 @inline

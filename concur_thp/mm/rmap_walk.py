@@ -19,7 +19,7 @@ from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.shared import SharedArray
 from concur_thp.arch.struct import I32, I64, Struct, field
-from concur_thp.config import NR_CPUS
+from concur_thp.config import NR_CPUS, PAGE_SHIFT
 from concur_thp.mm.anon_vma_ref import (
     anon_vma_root,
     anon_vma_unlock_read,
@@ -36,13 +36,13 @@ from concur_thp.mm.page_vma_mapped import (
     page_mapped_in_vma,
     page_vma_mapped_walk,
     page_vma_mapped_walk_done,
-    page_vma_mapped_walk_init,
     pvmw_address,
+    pvmw_init,
     pvmw_pmd,
     pvmw_pte,
     pvmw_vma,
 )
-from concur_thp.mm.vma_tree import vma_address
+from concur_thp.mm.vma_tree import __vma_address
 from concur_thp.sync.rwsem import assert_held, down_read, up_read
 
 
@@ -50,6 +50,8 @@ class RmapWalk(Struct, size=64):
     """struct rmap_walk_control, and the place in the tree that Linux keeps in local variables."""
 
     page = field(I32, "cpu", "pfn of the page, a head or small page")
+    target = field(I32, "cpu", "pfn of the first page whose entries are wanted; not `page` after a migration")
+    nr = field(I32, "cpu", "pages from `target` on")
     flags = field(I32, "cpu", "PVMW_* bits for each vma")
     anon_vma = field(I32, "cpu", "the anon_vma walked, 0 when it is a file")
     file = field(I32, "cpu", "the file walked, 0 when it is an anon_vma")
@@ -108,13 +110,26 @@ def rmap_walk_begin(cpu: Cpu, page: Page, flags: int):
     Context: the rmap lock held, in any mode; a head or small page. This CPU is in no other walk.
     Linux: mm/rmap.c rmap_walk_locked
     """
+    rmap_walk_begin_range(cpu, page, page, hpage_nr_pages(page), flags)
+
+
+@kernel
+def rmap_walk_begin_range(cpu: Cpu, page: Page, target: Page, nr: int, flags: int):
+    """Begin to walk the vmas of `nr` pages with successive indices from `page` on, in search of entries that name the
+    pages from `target` on.
+
+    Context: as rmap_walk_begin(); `page` tells mapping and index.
+    Linux: mm/migrate.c remove_migration_ptes
+    """
     bug_on(cpu, PageTail(page), "rmap_walk: a tail (value: pfn)", page_to_pfn(page), page.compound_head)
     walk = rmap_walks[cpu.id]
     walk.page = page_to_pfn(page)
+    walk.target = page_to_pfn(target)
+    walk.nr = nr
     walk.flags = flags
     walk.at = 0
     walk.first = page.index
-    walk.last = page.index + hpage_nr_pages(page) - 1
+    walk.last = page.index + nr - 1
     if PageAnon(page):
         anon_vma = page_anon_vma(page)
         assert_held(cpu, anon_vma_root(anon_vma).rwsem)
@@ -169,8 +184,10 @@ def rmap_walk_next(cpu: Cpu):
         vma = next_file(walk)
     if not vma:
         return 0
-    page = mem_map[walk.page]
-    page_vma_mapped_walk_init(cpu, page, vma, vma_address(cpu, page, vma), walk.flags)
+    start = __vma_address(mem_map[walk.page], vma)
+    bug_on(cpu, start >= vma.vm_end or start + (walk.nr << PAGE_SHIFT) <= vma.vm_start,
+           "rmap_walk: page not in the vma (values: pfn, vma)", walk.page, vmas.index(vma))
+    pvmw_init(cpu, mem_map[walk.target], walk.nr, vma, start, walk.flags)
     return 1
 
 
@@ -203,6 +220,7 @@ __all__ = [
     "pvmw_vma",
     "rmap_count",
     "rmap_walk_begin",
+    "rmap_walk_begin_range",
     "rmap_walk_lock",
     "rmap_walk_next",
     "rmap_walk_unlock",

@@ -80,6 +80,30 @@ def bit_sleep(cpu: Cpu, flags: FlagWord, bit: int, waiters: int):
 
 
 @kernel
+def bit_wait(cpu: Cpu, flags: FlagWord, bit: int, waiters: int):
+    """Wait until the lock is free, without taking it.
+
+    Context: may sleep; irqs on.
+    Linux: mm/filemap.c wait_on_page_locked
+    """
+    might_sleep(cpu)
+    spins = 0
+    while True:
+        seen = flags.bits.load()
+        if seen & (1 << bit) == 0:
+            return 0
+        ipi_poll(cpu)
+        panic_check(cpu)
+        spins += 1
+        want = seen | (1 << waiters)
+        if spins < SPINS:
+            cpu_relax()
+        # By cas, so that the waiters bit is only ever set while the lock is held: no unlock would clear it otherwise.
+        elif seen == want or flags.bits.cas(seen, want) == seen:
+            cpu_sleep(cpu, flags, want & LOW_HALF)
+
+
+@kernel
 def bit_unlock(cpu: Cpu, flags: FlagWord, bit: int, waiters: int, cls: int):
     """Release the lock (release) and wake whoever sleeps on it.
 

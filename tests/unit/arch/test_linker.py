@@ -4,7 +4,7 @@ import pytest
 
 from concur_thp.arch import native
 from concur_thp.arch.builtins import text_id
-from concur_thp.arch.linker import SLOTS, interpreted, kernel, texts
+from concur_thp.arch.linker import SLOTS, defines, interpreted, kernel, texts, weak
 from concur_thp.arch.struct import I64, Struct, field
 from tests.unit.arch.memory import Memory
 
@@ -70,3 +70,54 @@ def test_interpreted_runs_python_and_leaves_the_slots(box, monkeypatch):
     with interpreted():
         say(box)
     assert len(calls) == 1 and SLOTS[put.slot] == address == put.address
+
+
+def test_a_weak_function_is_defined_by_a_higher_layer():
+    @weak
+    def lower(value: int):
+        """Without the higher layer: nothing is done."""
+        return value
+
+    @kernel
+    def caller(value: int):
+        return lower(value) + 1
+
+    native.link([lower, caller])
+    assert caller(5) == 6
+
+    @defines(lower)
+    def higher(value: int):
+        return value * 10
+
+    assert higher is lower
+    native.link([lower, caller])
+    assert caller(5) == 51 == caller.interpret(5)
+
+
+def test_a_weak_function_keeps_its_parameters_and_is_defined_once():
+    @weak
+    def lower(box: Box):
+        return 0
+
+    with pytest.raises(TypeError, match="other parameters"):
+
+        @defines(lower)
+        def other(box: int):
+            return 0
+
+    with pytest.raises(TypeError, match="not declared @weak"):
+        defines(put)
+
+    @weak
+    def once(value: int):
+        return 0
+
+    @defines(once)
+    def first(value: int):
+        return 1
+
+    with pytest.raises(TypeError, match="defined already"):
+
+        @defines(once)
+        def second(value: int):
+            return 2

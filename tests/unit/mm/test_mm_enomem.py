@@ -40,9 +40,10 @@ class Task:
     @contextmanager
     def memory_left(self, pages: int) -> Iterator[None]:
         """All but so many free pages are somebody else's."""
-        taken = []
+        taken: list[int] = []
         for gfp in (GFP_HIGHUSER_MOVABLE, GFP_KERNEL):
-            taken += list(iter(lambda gfp=gfp: int(alloc_page(self.cpu, gfp)), 0))
+            while page := int(alloc_page(self.cpu, gfp)):
+                taken.append(page)
         for _ in range(pages):
             free_pages(self.cpu, Page(taken.pop()), 0)
         self.pins = {mem_map.index(page): 1 for page in taken}

@@ -1,7 +1,7 @@
 """Threads of one address space, each on a CPU of its own, that change neighbouring vmas while the others run in them.
 
-The arena is cut into blocks whose borders are not those of huge pages; block i belongs to CPU i % CPUS, which alone maps, protects,
-moves and writes there, so it always knows what it must read, while every huge page, table and vma border is shared with
+The arena is cut into blocks whose borders are not those of huge pages; block i belongs to CPU i % CPUS, which alone maps,
+protects, moves and writes there, so it always knows what it must read, while huge pages, tables and vmas are shared with
 the others. One more CPU is khugepaged.
 """
 
@@ -71,8 +71,8 @@ class Thread:
                           self.move, self.fork))()
 
     def access(self) -> None:
-        page, count = self.some()
-        for page in range(page, page + count):
+        start, count = self.some()
+        for page in range(start, start + count):
             if page not in self.pages:
                 assert user_load(self.cpu, self.addr(page)) == -14
                 continue
@@ -88,9 +88,9 @@ class Thread:
         self.pages.update(dict.fromkeys(range(page, page + count), 0))
 
     def munmap(self) -> None:
-        page, count = self.some()
-        assert sys_munmap(self.cpu, self.addr(page), count * PAGE_SIZE) == 0
-        for page in range(page, page + count):
+        start, count = self.some()
+        assert sys_munmap(self.cpu, self.addr(start), count * PAGE_SIZE) == 0
+        for page in range(start, start + count):
             self.pages.pop(page, None)
 
     def protect(self) -> None:
@@ -102,12 +102,12 @@ class Thread:
             assert sys_mprotect(self.cpu, self.addr(page), count * PAGE_SIZE, RW) == 0
 
     def advise(self) -> None:
-        page, count = self.some()
+        start, count = self.some()
         advice = self.dice.choice((MADV_DONTNEED, MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE, MADV_NOHUGEPAGE))
-        result = sys_madvise(self.cpu, self.addr(page), count * PAGE_SIZE, advice)
-        assert result == (0 if all(p in self.pages for p in range(page, page + count)) else -12)
+        result = sys_madvise(self.cpu, self.addr(start), count * PAGE_SIZE, advice)
+        assert result == (0 if all(p in self.pages for p in range(start, start + count)) else -12)
         if advice == MADV_DONTNEED:
-            for page in range(page, page + count):
+            for page in range(start, start + count):
                 if page in self.pages:
                     self.pages[page] = 0
 
