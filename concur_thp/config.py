@@ -21,6 +21,8 @@ FRAME_WORDS = 8
 NR_CPUS = 32
 """Most CPUs a machine can have; sizes the per-CPU arrays."""
 DEFAULT_ORDER = 9
+SWAP_CLUSTERS = 4
+"""Fewest clusters of a swap device; the first is never free as a whole, its slot 0 is the header."""
 ORDERS = range(2, 10)
 """Huge page orders a machine can be booted with: 9 is x86-64's, 3 keeps exhaustive exploration small."""
 
@@ -108,6 +110,8 @@ class MachineConfig:
     order: int = DEFAULT_ORDER
     kernelcore: int = 0
     """Memory for anything; what is beyond it takes movable pages only (ZONE_MOVABLE). 0: no such zone."""
+    swap: int = 0
+    """Size of the swap device; 0: there is none."""
     mms: int = 64
     vmas: int = 16384
     max_map_count: int = 8192
@@ -131,6 +135,14 @@ class MachineConfig:
             raise Misuse(f"--memory {self.memory}: pass at most 1T")
         if self.kernelcore and not block <= self.kernelcore <= self.memory:
             raise Misuse(f"kernelcore {self.kernelcore}: pass {block} to {self.memory} bytes, or nothing")
+        least = SWAP_CLUSTERS * PAGE_SIZE << self.order
+        if self.swap and not least <= self.swap <= 1 << 40:
+            raise Misuse(f"--swap {self.swap}: with --order {self.order} pass {size_text(least)} to 1T, or 0 for no swap device")
+
+    @property
+    def swap_slots(self) -> int:
+        """Slots of the swap device: whole clusters, each as large as a huge page."""
+        return self.swap // PAGE_SIZE >> self.order << self.order
 
     @property
     def frames(self) -> int:

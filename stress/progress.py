@@ -17,7 +17,7 @@ REFRESH_SECONDS = 0.25
 
 def console(quiet: bool) -> Console:
     """Messages for people go to standard error; standard output is for results."""
-    return Console(stderr=True, quiet=quiet)
+    return Console(stderr=True, quiet=quiet, markup=False, highlight=False)
 
 
 class Progress:

@@ -12,6 +12,9 @@ import pickle
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -193,13 +196,13 @@ def build(kernels: list[Kernel], progress: Progress | None = None, processes: in
             if progress:
                 progress(done, len(todo))
         return len(todo)
-    from multiprocess import get_context
-
-    with get_context("fork").Pool(workers) as pool:
-        slots = [k.slot for k in todo]
-        for done, _ in enumerate(pool.imap_unordered(_compile_slot, slots, chunksize=4), 1):
-            if progress:
-                progress(done, len(todo))
+    try:
+        with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+            for done, _ in enumerate(pool.map(_compile_slot, [k.slot for k in todo], chunksize=4), 1):
+                if progress:
+                    progress(done, len(todo))
+    except BrokenProcessPool:  # Somebody killed a compiler process; what it did not finish is compiled by link().
+        pass
     return len(todo)
 
 

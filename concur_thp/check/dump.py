@@ -51,7 +51,7 @@ from concur_thp.mm.mm_types import (
     percpu,
 )
 from concur_thp.mm.page_flags import FLAG_NAMES, PG_double_map, PG_head
-from concur_thp.ops import Op
+from concur_thp.ops import OP_NAMES
 
 PAGE_TYPES = {
     PAGE_TYPE_NONE: "",
@@ -195,7 +195,7 @@ def dump_cpu(config: MachineConfig, number: int, events: int = 6) -> str:
     lines = [
         f"cpu {number} (pid {row['pid']}): {enum_name(CpuState, int(row['state']))}, at "
         f"{enum_name(Point, int(row['point']))} in {function_name(int(row['func']))}, op "
-        f"{enum_name(Op, int(row['op']))} row {row['row']}, mm {mm}, {row['ops']} operations done"
+        f"{OP_NAMES.get(int(row['op']), row['op'])} row {row['row']}, mm {mm}, {row['ops']} operations done"
     ]
     held = [lock.text(config) for lock in held_locks(number)]
     pages = int(row["page_locks"])

@@ -91,11 +91,12 @@ def check_pin(cpu: Cpu, number: int):
     bug_on(cpu, page_to_pfn(head) != pin.head, "a pinned page has another head (values: pfn, head)", pfn,
            page_to_pfn(head))
     bug_on(cpu, PageHead(head) != pin.huge, "a pinned page was split or became huge (values: pfn, huge)", pfn, pin.huge)
-    bug_on(cpu, head._refcount.load() < pins_of(cpu, pin.head), "a pinned page has lost references (values: pfn, count)",
+    bug_on(cpu, head._refcount.load() < pins_of(cpu, pin.head), "a pinned page lost a reference (values: pfn, count)",
            pfn, head._refcount.load())
     bug_on(cpu, PageTail(page) and page._refcount.load() != 0, "a tail has references (values: pfn, count)", pfn,
            page._refcount.load())
-    bug_on(cpu, head.page_type != pin.page_type, "a pinned page was freed (values: pfn, page type)", pfn, head.page_type)
+    bug_on(cpu, head.page_type != pin.page_type, "a pinned page was freed (values: pfn, page type)", pfn,
+           head.page_type)
 
 
 @kernel

@@ -4,19 +4,26 @@ Private pages stay shared until somebody writes: both sides lose the write bit. 
 may write through their TLBs until fork's one flush at the end (3.12.4); the child must not run before it.
 """
 
-from concur_thp.arch.bug import bug, bug_on
+from concur_thp.arch.bug import bug_on
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.config import HPAGE_PMD_SIZE, PAGE_SIZE
 from concur_thp.mm.errno import ENOMEM
 from concur_thp.mm.flags import VM_MAYWRITE, VM_SHARED
 from concur_thp.mm.huge_memory import copy_huge_pmd
+from concur_thp.mm.migration_entry import (
+    assert_migrating,
+    is_write_migration_entry,
+    make_migration_entry_read,
+    migration_entry_to_page,
+)
 from concur_thp.mm.mm_types import MM_ANONPAGES, Entry, Mm, Vma
 from concur_thp.mm.page_ref import get_page
 from concur_thp.mm.pgtable import (
     _PAGE_ACCESSED,
     _PAGE_DIRTY,
     _PAGE_RW,
+    is_migration_entry,
     is_swap_pmd,
     mm_pmd,
     pmd_none,
@@ -120,12 +127,34 @@ def copy_pte_range(cpu: Cpu, dst_mm: Mm, src_mm: Mm, dst_pmd: Entry, src_pmd: En
     return 0
 
 
+@kernel
+def copy_nonpresent_pte(cpu: Cpu, dst_mm: Mm, dst_pte: Entry, src_pte: Entry, vma: Vma, addr: int):
+    """Copy a migration entry: it is counted in rss, but has no reference and no mapcount to copy (X13).
+
+    Context: both ptls held.
+    Return: 1 for an anon page, whose rss the caller counts.
+    Linux: mm/memory.c copy_one_pte, its branch for swap ptes
+    """
+    pte = src_pte.val.load()
+    bug_on(cpu, not is_migration_entry(pte), "fork: a pte is a swap entry, and there is no swap (values: address, pte)",
+           addr, pte)
+    assert_migrating(cpu, pte)
+    if is_write_migration_entry(pte) and is_cow_mapping(vma.vm_flags):
+        pte = make_migration_entry_read(pte)  # Shared from now on: whoever writes first has to copy.
+        set_entry(src_pte, pte)
+    set_entry(dst_pte, pte)
+    counter = mm_counter(migration_entry_to_page(pte))
+    if counter != MM_ANONPAGES:
+        dst_mm.rss[counter].add(1)
+    return counter == MM_ANONPAGES
+
+
 @inline
 def copy_one_pte(cpu: Cpu, dst_mm: Mm, dst_pte: Entry, src_pte: Entry, vma: Vma, addr: int):
     """Copy one entry; both ptls held. Returns 1 for an anon page, whose rss the caller counts."""
     pte = src_pte.val.load()
     if not pte_present(pte):
-        bug(cpu, "fork: a pte is a swap or migration entry, and there is no swap (values: address, pte)", addr, pte)
+        return copy_nonpresent_pte(cpu, dst_mm, dst_pte, src_pte, vma, addr)
     if is_cow_mapping(vma.vm_flags) and pte_write(pte):
         # Atomic: hardware may set Dirty in the parent's entry right now. A Dirty that comes in after the load
         # above stays in the parent's, which is enough.

@@ -23,8 +23,9 @@ from concur_thp.mm.flags import (
 from concur_thp.mm.huge_entry import is_huge_zero_pmd, vma_is_anonymous
 from concur_thp.mm.huge_split_pmd import split_huge_pmd
 from concur_thp.mm.mapcount import compound_mapcount
+from concur_thp.mm.migration_entry import migration_entry_wait, pmd_migration_entry_wait
 from concur_thp.mm.mlock import mlock_vma_page
-from concur_thp.mm.mm_types import Entry, Mm, Page, Vma, mem_map, mms
+from concur_thp.mm.mm_types import Entry, Page, Vma, mem_map, mms
 from concur_thp.mm.page_flags import (
     PageAnon,
     PageCompound,
@@ -60,29 +61,9 @@ from concur_thp.mm.pgtable import (
 )
 from concur_thp.mm.pgtable_generic import pmd_trans_unstable
 from concur_thp.mm.pte import vm_normal_page
+from concur_thp.mm.split_huge_page import split_huge_page
 from concur_thp.mm.swap import lru_add_drain, mark_page_accessed, put_page
 from concur_thp.sync.spinlock import SpinLock, assert_spin_locked, spin_lock, spin_unlock
-
-# TEMPORARY-BEGIN
-try:
-    from concur_thp.mm.migration_entry import migration_entry_wait, pmd_migration_entry_wait
-    from concur_thp.mm.split_huge_page import split_huge_page
-except ImportError:
-    @kernel
-    def migration_entry_wait(cpu: Cpu, mm: Mm, pmd: Entry, addr: int):
-        """Stand-in."""
-        bug_on(cpu, True, "no migration", addr, 0)
-
-    @kernel
-    def pmd_migration_entry_wait(cpu: Cpu, mm: Mm, pmd: Entry):
-        """Stand-in."""
-        bug_on(cpu, True, "no migration", 0, 0)
-
-    @kernel
-    def split_huge_page(cpu: Cpu, page: Page):
-        """Stand-in."""
-        return -16
-# TEMPORARY-END
 
 
 @inline

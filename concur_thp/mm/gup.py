@@ -96,7 +96,7 @@ def get_user_page(cpu: Cpu, vma: Vma, addr: int, flags: int):
     """The page at one address, by as many faults as it takes.
 
     Context: as get_user_pages(); rights of the vma checked.
-    Return: the page's address, with cpu.scratch[0] as follow_page_mask() leaves it; -ENOENT: go on without it; an error.
+    Return: the page's address, cpu.scratch[0] as follow_page_mask() leaves it; -ENOENT: go on without it; an error.
     Linux: mm/gup.c __get_user_pages, its retry loop
     """
     while True:

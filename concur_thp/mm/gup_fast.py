@@ -101,7 +101,7 @@ def gup_pmd(cpu: Cpu, mm: Mm, addr: int, asked: int, need: int, pages: Slot):
 
 @inline
 def access_permitted(entry: int, need: int):
-    """Does hardware find the bits that the access needs? Protnone is for the slow half, which takes the hinting fault."""
+    """Does the entry have the bits that the access needs? Protnone is for the slow half, which takes hinting faults."""
     return entry & (need | _PAGE_PROTNONE) == need
 
 

@@ -27,6 +27,7 @@ from concur_thp.mm.mm_types import MM_ANONPAGES, Entry, Mm, Vma, mem_map, mms
 from concur_thp.mm.mmu_gather import tlb_record, tlb_remove_page
 from concur_thp.mm.page_flags import ClearFlag, PageAnon, PG_dirty, TestFlag
 from concur_thp.mm.page_lock import trylock_page, unlock_page
+from concur_thp.mm.page_ref import get_page
 from concur_thp.mm.pgtable import (
     _PAGE_ACCESSED,
     _PAGE_DIRTY,
@@ -43,7 +44,8 @@ from concur_thp.mm.pgtable import (
 from concur_thp.mm.pgtable_alloc import pgtable_trans_huge_withdraw, pte_free
 from concur_thp.mm.pgtable_generic import pmd_trans_huge_lock, pmdp_invalidate
 from concur_thp.mm.rmap import page_mapcount, page_remove_rmap
-from concur_thp.mm.swap import mark_page_lazyfree
+from concur_thp.mm.split_huge_page import split_huge_page
+from concur_thp.mm.swap import mark_page_lazyfree, put_page
 from concur_thp.sync.spinlock import spin_unlock
 
 
@@ -127,10 +129,11 @@ def change_huge_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, newprot: int):
 def madvise_free_huge_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, next: int):
     """MADV_FREE on [addr, next) of a huge pmd: clean and old, so that reclaim may drop the page unless it is written.
 
-    Context: mmap_sem read; a gather is open on this CPU; takes the pmd ptl and, by trylock, the page lock.
+    Context: mmap_sem read; a gather is open on this CPU; takes the pmd ptl and, by trylock, the page lock. May sleep, in
+    the split of a page of which only a part is meant.
     Return: 1 when done; 0: not done. The pmd may still be huge then, and the caller leaves it alone.
     Linux: mm/huge_memory.c madvise_free_huge_pmd
-    Differs: a part of a huge page is left as it is, as v4.20 leaves a pinned one: nothing splits pages yet.
+    Differs: asks for the mapcount with the page locked: half-way through a migration it is 1 in whoever is mapped again.
     """
     if not pmd_trans_huge_lock(cpu, pmd):
         return 0
@@ -140,17 +143,22 @@ def madvise_free_huge_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, next: int):
     done = 0
     if pmd_present(old) and not is_huge_zero_pmd(old):
         page = mem_map[entry_pfn(old)]
-        # Others map it too: not ours to free. Locked: somebody is at work on it.
-        if page_mapcount(page) == 1 and trylock_page(cpu, page):
-            if next - addr == HPAGE_PMD_SIZE:
-                if TestFlag(page, PG_dirty):
-                    ClearFlag(page, PG_dirty)
+        if trylock_page(cpu, page):  # Locked: somebody is at work on it.
+            alone = page_mapcount(page) == 1  # Others map it too: not ours to free.
+            if alone and next - addr != HPAGE_PMD_SIZE:
+                get_page(cpu, page)
+                spin_unlock(cpu, ptl)
+                split_huge_page(cpu, page)  # Whether that works or not, the caller looks at the pmd again.
                 unlock_page(cpu, page)
+                put_page(cpu, page)
+                return 0
+            if alone and TestFlag(page, PG_dirty):
+                ClearFlag(page, PG_dirty)
+            unlock_page(cpu, page)
+            if alone:
                 make_pmd_lazyfree(cpu, mms[vma.vm_mm], pmd, addr, old)
                 mark_page_lazyfree(cpu, page)
                 done = 1
-            else:
-                unlock_page(cpu, page)
     spin_unlock(cpu, ptl)
     return done
 

@@ -11,6 +11,7 @@ from concur_thp.mm.mm_types import Entry, Page, Vma, mms
 from concur_thp.mm.mmu_gather import tlb_finish_mmu, tlb_gather_mmu, tlb_record
 from concur_thp.mm.page_flags import ClearFlag, PageCompound, PG_dirty, TestFlag
 from concur_thp.mm.page_lock import trylock_page, unlock_page
+from concur_thp.mm.page_ref import get_page
 from concur_thp.mm.pgtable import (
     _PAGE_ACCESSED,
     _PAGE_DIRTY,
@@ -26,9 +27,10 @@ from concur_thp.mm.pgtable import (
 from concur_thp.mm.pgtable_generic import pmd_trans_unstable
 from concur_thp.mm.pte import next_pmd_table, pmd_addr_end, vm_normal_page
 from concur_thp.mm.rmap import page_mapcount
-from concur_thp.mm.swap import lru_add_drain, mark_page_lazyfree
+from concur_thp.mm.split_huge_page import split_huge_page
+from concur_thp.mm.swap import lru_add_drain, mark_page_lazyfree, put_page
 from concur_thp.sync.rwsem import assert_held
-from concur_thp.sync.spinlock import spin_lock, spin_unlock
+from concur_thp.sync.spinlock import SpinLock, spin_lock, spin_unlock
 
 
 @kernel
@@ -71,9 +73,8 @@ def madvise_free_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, end: int):
 def madvise_free_pte_range(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, end: int):
     """The ptes of one table.
 
-    Context: mmap_sem read, a gather is open; takes the pte ptl and, by trylock, page locks.
+    Context: mmap_sem read, a gather is open; takes the pte ptl and, by trylock, page locks. Sleeps in the split of a THP.
     Linux: mm/madvise.c madvise_free_pte_range
-    Differs: stops at a huge page mapped by ptes, as v4.20 does when somebody pins it: nothing splits pages yet.
     """
     table = pmd.val.load()
     ptl = pte_lockptr(table)
@@ -85,13 +86,28 @@ def madvise_free_pte_range(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, end: int):
         page = Page(0)
         if pte_present(entry):
             page = vm_normal_page(entry)
-        if page:
-            stop = PageCompound(page)
-            if not stop and make_page_clean(cpu, page):
-                make_pte_lazyfree(cpu, pte, addr, entry)
-                mark_page_lazyfree(cpu, page)
+        if page and PageCompound(page):
+            stop = not split_mapped_page(cpu, page, ptl)
+            continue  # The same pte again: it maps a small page now, or what others have put there meanwhile.
+        if page and make_page_clean(cpu, page):
+            make_pte_lazyfree(cpu, pte, addr, entry)
+            mark_page_lazyfree(cpu, page)
         addr += PAGE_SIZE
     spin_unlock(cpu, ptl)
+
+
+@inline
+def split_mapped_page(cpu: Cpu, page: Page, ptl: SpinLock):
+    """Split a THP that a pte maps; the ptl is dropped meanwhile. 0 when others map the page too, lock it or pin it."""
+    if page_mapcount(page) != 1 or not trylock_page(cpu, page):
+        return 0
+    get_page(cpu, page)
+    spin_unlock(cpu, ptl)
+    result = split_huge_page(cpu, page)
+    unlock_page(cpu, page)
+    put_page(cpu, page)
+    spin_lock(cpu, ptl)
+    return result == 0
 
 
 @inline

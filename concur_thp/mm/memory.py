@@ -20,11 +20,13 @@ from concur_thp.mm.huge_memory import (
     huge_pmd_set_accessed,
     split_huge_pmd,
 )
+from concur_thp.mm.migration_entry import migration_entry_wait, pmd_migration_entry_wait
 from concur_thp.mm.mm_types import Entry, Vma, mms
 from concur_thp.mm.pgtable import (
     _PAGE_ACCESSED,
     _PAGE_DIRTY,
     _PAGE_PROTNONE,
+    is_migration_entry,
     is_swap_pmd,
     pmd_lockptr,
     pmd_none,
@@ -72,7 +74,7 @@ def handle_mm_fault(cpu: Cpu, vma: Vma, addr: int, flags: int):
             if fault & VM_FAULT_FALLBACK == 0:
                 return fault
     elif is_swap_pmd(orig_pmd):
-        pmd_migration_entry_wait(cpu, pmd, orig_pmd)  # 3.2.3.a
+        pmd_migration_entry_wait(cpu, mms[vma.vm_mm], pmd)  # 3.2.3.a
         return 0
     elif pmd_trans_huge(orig_pmd):
         fault = huge_pmd_fault(cpu, vma, addr, flags, pmd, orig_pmd)  # 3.2.3.b
@@ -179,22 +181,14 @@ def do_swap_page(cpu: Cpu, vma: Vma, addr: int, pmd: Entry, orig_pte: int):
     Context: mmap_sem read; no spinlock held.
     Return: VM_FAULT_* bits.
     Linux: mm/memory.c do_swap_page
-    Differs: nothing makes such ptes in this kernel, so meeting one is a bug.
+    Differs: no swap.
     """
-    bug(cpu, "a pte is a swap or migration entry, and there is no swap (values: address, pte)", addr, orig_pte)
+    if is_migration_entry(orig_pte):
+        migration_entry_wait(cpu, mms[vma.vm_mm], pmd, addr)
+        return 0  # The access is tried again.
+    bug(cpu, "a pte is a swap entry, and there is no swap (values: address, pte)", addr, orig_pte)
     return VM_FAULT_SIGBUS
 
 
-@kernel
-def pmd_migration_entry_wait(cpu: Cpu, pmd: Entry, orig_pmd: int):
-    """Wait until a huge page has been migrated.
-
-    Context: mmap_sem read; no spinlock held.
-    Linux: mm/migrate.c pmd_migration_entry_wait
-    Differs: nothing makes such pmds in this kernel, so meeting one is a bug.
-    """
-    bug(cpu, "a pmd is a migration entry, and there is no migration (values: pmd entry, value)", pmd, orig_pmd)
-
-
 __all__ = ["copy_page_range", "do_swap_page", "free_pgtables", "handle_mm_fault", "handle_pte_fault",
-           "pmd_migration_entry_wait", "unmap_page_range", "zap_page_range"]
+           "unmap_page_range", "zap_page_range"]

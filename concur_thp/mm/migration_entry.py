@@ -31,18 +31,22 @@ from concur_thp.sync.spinlock import SpinLock, spin_lock, spin_unlock
 
 
 @inline
-def make_migration_entry(cpu: Cpu, page: Page, write: int):
+def make_migration_entry(page: Page, write: int):
     """The entry of a locked page; `write` when the entry it stands for could be written through."""
-    bug_on(cpu, not PageLocked(page), "migration entry of an unlocked page (value: pfn)", page_to_pfn(page), write)
     return mk_entry(page_to_pfn(page), _PAGE_MIGRATION | (_PAGE_RW if write else 0))
 
 
 @inline
-def migration_entry_to_page(cpu: Cpu, entry: int) -> Page:
-    """The page of an entry, small or huge; the entry's ptl held."""
-    page = mem_map[entry_pfn(entry)]
-    bug_on(cpu, not PageLocked(page), "migration entry of an unlocked page (values: pfn, entry)", entry_pfn(entry), entry)
-    return page
+def migration_entry_to_page(entry: int) -> Page:
+    """The page of an entry, small or huge; a subpage while a THP is being split."""
+    return mem_map[entry_pfn(entry)]
+
+
+@inline
+def assert_migrating(cpu: Cpu, entry: int):
+    """The page of an entry is locked; the entry's ptl held (I10)."""
+    bug_on(cpu, not PageLocked(mem_map[entry_pfn(entry)]), "migration entry of an unlocked page (values: pfn, entry)",
+           entry_pfn(entry), entry)
 
 
 @inline
@@ -93,7 +97,8 @@ def wait_for_migration(cpu: Cpu, entry: int, migrating: int, ptl: SpinLock):
     if not migrating:
         spin_unlock(cpu, ptl)  # Restored already: the access will succeed, or fault on what is there now.
         return 0
-    page = migration_entry_to_page(cpu, entry)
+    assert_migrating(cpu, entry)
+    page = migration_entry_to_page(entry)
     # Never get_page(): a tail has no count of its own and a frozen head has 0, which must stay 0 (X23). There is nothing
     # to sleep on then; the fault comes again until the splitter has given the piece its own count.
     taken = get_page_unless_zero(page)
@@ -110,6 +115,6 @@ def wait_for_migration(cpu: Cpu, entry: int, migrating: int, ptl: SpinLock):
 
 
 __all__ = [
-    "is_write_migration_entry", "make_migration_entry", "make_migration_entry_read", "migration_entry_to_page",
+    "assert_migrating", "is_write_migration_entry", "make_migration_entry", "make_migration_entry_read", "migration_entry_to_page",
     "migration_entry_wait", "pmd_migration_entry_wait",
 ]

@@ -12,7 +12,7 @@ from concur_thp.arch.points import Point
 from concur_thp.config import PAGE_MASK, PAGE_SIZE, TASK_SIZE
 from concur_thp.mm.errno import EINVAL, ENOMEM
 from concur_thp.mm.free_pgtables import free_pgtables
-from concur_thp.mm.mm_types import Mm, Vma
+from concur_thp.mm.mm_types import Mm
 from concur_thp.mm.mmu_gather import FULL_MM_END, tlb_finish_mmu, tlb_gather_mmu
 from concur_thp.mm.swap import lru_add_drain
 from concur_thp.mm.vma_adjust import __split_vma, map_count_reached, vm_area_free
@@ -139,4 +139,4 @@ def exit_mmap(cpu: Cpu, mm: Mm):
     return 0
 
 
-__all__ = ["PAGE_ALIGN", "Vma", "do_munmap", "exit_mmap", "vm_munmap"]
+__all__ = ["PAGE_ALIGN", "do_munmap", "exit_mmap", "vm_munmap"]

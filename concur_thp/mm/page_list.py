@@ -13,7 +13,7 @@ from concur_thp.mm.mm_types import NIL, Page, mem_map
 from concur_thp.mm.page_flags import page_to_pfn
 
 LIST_PAGES, LIST_RET, LIST_FREE, LIST_ACTIVE, LIST_INACTIVE, LIST_MIGRATE, LIST_TARGETS, NR_PAGE_LISTS = range(8)
-"""shrink_page_list's input, what it keeps, what it frees; shrink_active_list's two results; migration's pages and targets."""
+"""What shrink_page_list() gets, keeps and frees; what shrink_active_list() sorts into; migration's pages and targets."""
 
 
 class PageList(Struct, size=8, align=8):

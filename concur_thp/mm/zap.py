@@ -4,7 +4,7 @@ Inside a gather (mmu_gather.py) that has the flush and the references. mmap_sem 
 other threads fault, zap and split in the same range meanwhile.
 """
 
-from concur_thp.arch.bug import bug, bug_on
+from concur_thp.arch.bug import bug_on
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.listen import point
@@ -12,6 +12,7 @@ from concur_thp.arch.points import Point
 from concur_thp.config import HPAGE_PMD_SIZE, PAGE_SIZE
 from concur_thp.mm.filemap import mm_counter_file
 from concur_thp.mm.huge_memory import __split_huge_pmd, zap_huge_pmd
+from concur_thp.mm.migration_entry import assert_migrating, migration_entry_to_page
 from concur_thp.mm.mm_types import MM_ANONPAGES, Entry, Mm, Page, Vma, mms
 from concur_thp.mm.mmu_gather import (
     tlb_finish_mmu,
@@ -24,6 +25,7 @@ from concur_thp.mm.mmu_gather import (
 from concur_thp.mm.page_flags import PageAnon, PG_dirty, SetFlag
 from concur_thp.mm.pgtable import (
     get_and_clear,
+    is_migration_entry,
     is_swap_pmd,
     mm_pmd,
     pmd_trans_huge,
@@ -33,9 +35,10 @@ from concur_thp.mm.pgtable import (
     pte_offset,
     pte_present,
     pte_young,
+    set_entry,
 )
 from concur_thp.mm.pgtable_generic import pmd_trans_unstable
-from concur_thp.mm.pte import next_pmd_table, pmd_addr_end, vm_normal_page
+from concur_thp.mm.pte import mm_counter, next_pmd_table, pmd_addr_end, vm_normal_page
 from concur_thp.mm.rmap import page_remove_rmap
 from concur_thp.mm.swap import lru_add_drain, mark_page_accessed
 from concur_thp.sync.rwsem import assert_held
@@ -122,7 +125,7 @@ def zap_pte_range(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, end: int):
                 page_remove_rmap(cpu, page, 0)
                 tlb_remove_page(cpu, page)
         elif not pte_none(value):
-            zap_swap_pte(cpu, addr, value)
+            anon += zap_nonpresent_pte(cpu, mm, pte, value)
         addr += PAGE_SIZE
         pte = Entry(int(pte) + 8)
     point(cpu, Point.ZAP_PTE_CLEARED)
@@ -149,7 +152,19 @@ def zap_file_page(cpu: Cpu, mm: Mm, page: Page, value: int):
     return pte_dirty(value)
 
 
-@inline
-def zap_swap_pte(cpu: Cpu, addr: int, value: int):
-    """A pte that is neither empty nor present."""
-    bug(cpu, "zap: a pte is a swap or migration entry, and there is no swap (values: address, pte)", addr, value)
+@kernel
+def zap_nonpresent_pte(cpu: Cpu, mm: Mm, pte: Entry, value: int):
+    """Take a migration entry down. It is counted in rss, but has no reference, no mapcount and no translation.
+
+    Context: pte ptl held.
+    Return: 1 for an anon page, whose rss the caller counts.
+    Linux: mm/memory.c zap_pte_range, its branch for swap ptes
+    """
+    bug_on(cpu, not is_migration_entry(value), "zap: a pte is a swap entry, and there is no swap (values: mm, pte)", mm.id,
+           value)
+    assert_migrating(cpu, value)
+    set_entry(pte, 0)
+    counter = mm_counter(migration_entry_to_page(value))
+    if counter != MM_ANONPAGES:
+        mm.rss[counter].sub(1)
+    return counter == MM_ANONPAGES

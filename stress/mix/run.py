@@ -19,7 +19,8 @@ from concur_thp.check.oracle import (
     oracle_load,
     oracle_store,
 )
-from concur_thp.config import HPAGE_PMD_NR, HPAGE_PMD_SIZE, PAGE_SHIFT, PAGE_SIZE
+from concur_thp.check.pins import PINS
+from concur_thp.config import HPAGE_PMD_NR, PAGE_SHIFT, PAGE_SIZE
 from concur_thp.mm.flags import (
     MADV_DONTNEED,
     MADV_FREE,
@@ -36,20 +37,23 @@ from concur_thp.mm.fork import dup_mm, mm_alloc
 from concur_thp.mm.mm_types import Mm
 from concur_thp.mm.syscall import sys_brk, sys_madvise, sys_mmap, sys_mprotect, sys_mremap, sys_munmap
 from concur_thp.mm.uaccess import user_load, user_store
+from stress.mix.pins import mix_forks, mix_pin, mix_pin_check, mix_unpin, mix_unpin_all
 from stress.mix.state import (
     FILE_PAGES,
     HALF,
     HEAP_START,
     NR_FILES,
     current_mm,
+    file_addr,
     mix,
     mix_attach,
     mix_cpus,
     mix_detach,
     mix_replace,
     page_addr,
+    word_addr,
 )
-from stress.mix.table import MixOp
+from stress.mix.table import OP_BASE, MixOp
 
 EPISODE = 256
 """Most operations in one mm before the CPU goes elsewhere by itself."""
@@ -79,12 +83,6 @@ def draw_range(cpu: Cpu):
         pages = HPAGE_PMD_NR * (1 + random_below(cpu, 2))
         page = random_below(cpu, (HALF - pages) // HPAGE_PMD_NR + 1) * HPAGE_PMD_NR
     return ((page + HALF * random_below(cpu, 2)) << 32) | pages
-
-
-@inline
-def word_addr(cpu: Cpu, page: int):
-    """This CPU's word of a page."""
-    return page_addr(page) + (cpu.id & 7) * (PAGE_SIZE // 8)
 
 
 @kernel
@@ -136,6 +134,9 @@ def mix_discard(cpu: Cpu, op: int):
         status = sys_mmap(cpu, addr, pages << PAGE_SHIFT, PROT_READ | PROT_WRITE, flags, 0, 0)
     else:
         status = sys_madvise(cpu, addr, pages << PAGE_SHIFT, MADV_DONTNEED)
+    if status < 0:  # Done in part, or not at all.
+        oracle_count(mm.id, page, pages, SCRAMBLE_BEGIN)
+        oracle_count(mm.id, page, pages, SCRAMBLE_END)
     oracle_count(mm.id, page, pages, DISCARD_END)
     return status
 
@@ -216,7 +217,9 @@ def mix_fork(cpu: Cpu):
     Emulator: one step of a mix.
     """
     parent = current_mm(cpu)
+    mix_forks[parent.id].begun.add(1)
     child = dup_mm(cpu, parent)
+    mix_forks[parent.id].ended.add(1)
     if not child:
         return -12
     oracle_fork(cpu, parent.id, child.id)
@@ -255,12 +258,6 @@ def mix_exec(cpu: Cpu):
     return 0
 
 
-@inline
-def file_addr(slot: int):
-    """Where file mappings lie: above everything else."""
-    return page_addr(ORACLE_PAGES) + HPAGE_PMD_SIZE * 2 + slot * FILE_PAGES * PAGE_SIZE
-
-
 @kernel
 def mix_file(cpu: Cpu, op: int):
     """Map a file, or use a mapping.
@@ -289,7 +286,7 @@ def mix_step(cpu: Cpu):
     Emulator: one step of a mix.
     """
     op = draw(cpu)
-    cpu.op = op
+    cpu.op = OP_BASE + op
     mine = mix_cpus[cpu.id]
     status = 0
     if op == MixOp.read:
@@ -313,6 +310,12 @@ def mix_step(cpu: Cpu):
         mine.left = 0
     elif op in (MixOp.file_map, MixOp.file_touch):
         status = mix_file(cpu, op)
+    elif op == MixOp.pin:
+        status = mix_pin(cpu)
+    elif op == MixOp.pin_check:
+        status = mix_pin_check(cpu)
+    elif op == MixOp.unpin:
+        mix_unpin(cpu, random_below(cpu, PINS))
     else:
         status = mix_change(cpu, op)
     mine.counts[op] = mine.counts[op] + 1
@@ -340,5 +343,6 @@ def mix_run(cpu: Cpu, steps: int):
             mix_step(cpu)
             ipi_poll(cpu)
         mix_detach(cpu)
+    mix_unpin_all(cpu)
     point(cpu, Point.USER)
     cpu_park(cpu)

@@ -5,8 +5,8 @@ from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.shared import SharedArray, SharedOne
 from concur_thp.arch.struct import I32, I64, Struct, embed, field
 from concur_thp.arch.tlbflush import switch_mm
-from concur_thp.config import HPAGE_PMD_SIZE, NR_CPUS, PAGE_SHIFT, PUD_SHIFT
 from concur_thp.check.oracle import ORACLE_PAGES
+from concur_thp.config import HPAGE_PMD_SIZE, NR_CPUS, PAGE_SHIFT, PAGE_SIZE, PUD_SHIFT
 from concur_thp.mm.fork import mmget, mmput
 from concur_thp.mm.mm_types import Mm, mms, percpu
 from concur_thp.sync.lock_classes import FIRST_USER_CLASS
@@ -56,6 +56,18 @@ def page_addr(page: int):
     """Where a page of the oracle lies: half of them under another PUD, so that moves cross PMD tables."""
     base = 16 * HPAGE_PMD_SIZE + HEAP_START * 2
     return base + ((1 << PUD_SHIFT) if page >= HALF else 0) + (page << PAGE_SHIFT)
+
+
+@inline
+def word_addr(cpu: Cpu, page: int):
+    """This CPU's word of a page."""
+    return page_addr(page) + (cpu.id & 7) * (PAGE_SIZE // 8)
+
+
+@inline
+def file_addr(slot: int):
+    """Where file mappings lie: above everything else."""
+    return page_addr(ORACLE_PAGES) + HPAGE_PMD_SIZE * 2 + slot * FILE_PAGES * PAGE_SIZE
 
 
 @inline

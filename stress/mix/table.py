@@ -4,6 +4,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from concur_thp.errors import Misuse
+from concur_thp.ops import OP_NAMES
 
 
 class MixOp(IntEnum):
@@ -29,6 +30,9 @@ class MixOp(IntEnum):
     file_touch = 17
     split_page = 18
     drain = 19
+    pin = 20
+    pin_check = 21
+    unpin = 22
 
 
 class MixRow(NamedTuple):
@@ -60,9 +64,16 @@ MIX_TABLE = (
     MixRow(MixOp.file_touch, 40, "load or store in a file mapping"),
     MixRow(MixOp.split_page, 12, "split the huge page of a random address, found by its frame as a scanner would"),
     MixRow(MixOp.drain, 3, "split a few of the huge pages on the deferred split queue"),
+    MixRow(MixOp.pin, 16, "pin a page, or a few, by get_user_pages, for reading or writing"),
+    MixRow(MixOp.pin_check, 40, "look at a pinned frame, and write through it where that is lawful"),
+    MixRow(MixOp.unpin, 16, "give a pin back"),
 )
 
 assert [row.op for row in MIX_TABLE] == list(MixOp)
+
+OP_BASE = 100
+"""`cpu.op` while an operation of a mix runs: OP_BASE + MixOp."""
+OP_NAMES.update({OP_BASE + int(row.op): f"mix {row.op.name}" for row in MIX_TABLE})
 
 
 def parse_mix(text: str) -> dict[str, int]:

@@ -1,8 +1,8 @@
 """Threads of one address space, each on a CPU of its own, that change neighbouring vmas while the others run in them.
 
-The arena is cut into blocks whose borders are not those of huge pages; block i belongs to CPU i % CPUS, which alone maps,
-protects, moves and writes there, so it always knows what it must read, while huge pages, tables and vmas are shared with
-the others. One more CPU is khugepaged.
+The arena is cut into blocks whose borders are not those of huge pages; block i belongs to CPU i % CPUS, which alone
+maps, protects, moves and writes there, so it always knows what it must read, while huge pages, tables and vmas are
+shared with the others. One more CPU is khugepaged.
 """
 
 import os
