@@ -48,7 +48,8 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(concur_thp.__version__, prog_name="concur-thp", message=f"%(prog)s %(version)s (Linux {KERNEL_TAG})")
+@click.version_option(concur_thp.__version__, prog_name="concur-thp",
+                      message=f"%(prog)s %(version)s (Linux {KERNEL_TAG})")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
     """A multiprocess emulator of Linux's Transparent Hugepages."""

@@ -128,7 +128,7 @@ class MachineConfig:
         if self.order not in ORDERS:
             raise Misuse(f"--order {self.order}: pass {ORDERS[0]} to {ORDERS[-1]} (9 is x86-64's huge page)")
         block = PAGE_SIZE << (self.order + 1)
-        least = max(16 * block, 1 << 20)
+        least = max(6 * block, 1 << 20)
         if self.memory < least:
             raise Misuse(f"--memory {self.memory}: with --order {self.order} pass at least {least} bytes ({size_text(least)})")
         if self.memory > 1 << 40:

@@ -15,9 +15,10 @@ from multiprocess import shared_memory
 from concur_thp.arch import native
 from concur_thp.arch.cpu import Cpu, CpuState, cpus
 from concur_thp.arch.futex import init_timespecs
-from concur_thp.arch.linker import Kernel
-from concur_thp.arch.listen import LISTEN_CHAOS
+from concur_thp.arch.linker import Kernel, redirect
+from concur_thp.arch.listen import LISTEN_CHAOS, LISTEN_CHECK, check_hook
 from concur_thp.arch.system import bind, layout, system
+from concur_thp.check import instant
 from concur_thp.config import MachineConfig, Param, parse_size
 from concur_thp.errors import EmulatorError, Misuse
 from concur_thp.mm.huge_zero import init_huge_zero
@@ -25,11 +26,15 @@ from concur_thp.mm.lru import init_lru
 from concur_thp.mm.memblock import init_memory
 from concur_thp.mm.mm_slots import init_khugepaged
 from concur_thp.mm.slab import init_pools
+from concur_thp.mm.swap_io import init_swap_device
+from concur_thp.mm.swap_map import init_swap_map
+from concur_thp.mm.swap_state import init_swap_cache
 from concur_thp.mm.thp_sysfs import init_thp
 from concur_thp.mm.vma_prot import init_mmap
 from concur_thp.sync.lockdep import init_lockdep
 
-_BOOT = (init_mmap, init_pools, init_memory, init_lru, init_thp, init_khugepaged, init_huge_zero)
+_BOOT = (init_mmap, init_pools, init_memory, init_lru, init_thp, init_khugepaged, init_huge_zero, init_swap_map,
+         init_swap_cache, init_swap_device)
 """What mm needs at boot, in order; each takes the configuration."""
 
 
@@ -40,7 +45,7 @@ class Machine:
 
     def __init__(self, config: MachineConfig | None = None, *, native_code: bool = True,
                  progress: native.Progress | None = None, **sizes: Any):
-        for name in ("memory", "kernelcore"):
+        for name in ("memory", "kernelcore", "swap"):
             if name in sizes:
                 sizes[name] = parse_size(sizes[name])
         self.config = config or MachineConfig(**sizes)
@@ -71,7 +76,7 @@ class Machine:
 
     def _create(self) -> Any:
         free = shutil.disk_usage("/dev/shm").free
-        needed = self.config.frames * 160
+        needed = self.config.frames * 160 + self.config.swap_slots * 72
         if free < needed:
             raise Misuse(f"/dev/shm has {free >> 20} MiB free and this machine may need {needed >> 20}: "
                          "pass a smaller --memory or enlarge /dev/shm")
@@ -102,7 +107,12 @@ class Machine:
     def listen_chaos(self, short: int = 6, long: int = 11) -> None:
         """Delay at one point in 2**short for a moment, at one in 2**long for a time slice."""
         system.chaos_short, system.chaos_long = short, long
-        system.listen.store(LISTEN_CHAOS)
+        system.listen.or_(LISTEN_CHAOS)
+
+    def listen_checks(self) -> None:
+        """Check instant invariants at sampled points from now on; before the CPU processes are forked."""
+        redirect(check_hook, instant.check_sampled)
+        system.listen.or_(LISTEN_CHECK)
 
     def cpu(self, number: int = 0) -> Cpu:
         """CPU `number`, to be run by this process."""

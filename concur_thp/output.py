@@ -1,4 +1,4 @@
-"""Where a command's words go: messages for people to standard error, results to standard output, JSON whole or not at all."""
+"""Where a command's words go: messages to standard error, results to standard output, JSON whole or not at all."""
 
 import json
 import os

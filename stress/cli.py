@@ -12,7 +12,7 @@ from stress.options import ENABLED, WORDS_OF_A_PAGE, StressOptions
 def _recordings(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
     for path in value:
         if not Path(path).is_file():
-            raise Misuse(f"recording {path}: no such file; pass what `perf script` printed, as it is or compressed with xz")
+            raise Misuse(f"recording {path}: no such file; pass what `perf script` printed, plain or .xz")
     return value
 
 
@@ -20,8 +20,11 @@ def _recordings(ctx: click.Context, param: click.Parameter, value: tuple[str, ..
 @click.argument("recordings", nargs=-1, metavar="[RECORDING...]", callback=_recordings)
 @click.option("--seconds", type=options.Seconds(), default=20.0, show_default=True,
               help="How long to run; recordings are replayed again until it has passed.")
-@options.common_options(cpus=4, cpus_most=WORDS_OF_A_PAGE, memory=None, memory_why="what the recordings need, else 256M",
+@options.common_options(cpus=4, cpus_most=WORDS_OF_A_PAGE, memory=None,
+                        memory_why="what the recordings need, else 256M",
                         cpus_why="each of a page's eight words belongs to one CPU, so at most 8")
+@click.option("--swap", type=options.Size(), default=0, metavar="SIZE",
+              help="Size of the swap device. [default: none]")
 @click.option("--mix", metavar="NAME=WEIGHT,...", default="",
               help="Weights of the random operations; `only:` in front sets the others to 0.")
 @click.option("--enabled", type=click.Choice(ENABLED), default="always", show_default=True,
@@ -32,8 +35,8 @@ def _recordings(ctx: click.Context, param: click.Parameter, value: tuple[str, ..
 def stress(recordings: tuple[str, ...], json_path: str, **given: object) -> int:
     """Let real processes fault, fork and unmap on one machine, and check everything.
 
-    Without a RECORDING the CPUs draw from a mix of operations. With recordings of real programs (perf script output, plain
-    or .xz) they replay what those did.
+    Without a RECORDING the CPUs draw from a mix of operations. With recordings of real programs (perf script output,
+    plain or .xz) they replay what those did.
     """
     from stress.main import run_stress  # The kernel's modules are imported only when they are to run.
 

@@ -17,6 +17,7 @@ from concur_thp.mm.filemap import drop_caches
 from concur_thp.mm.huge_zero import shrink_huge_zero_page
 from concur_thp.mm.pcp import drain_pcp
 from concur_thp.mm.swap import lru_add_drain
+from concur_thp.mm.swap_state import drop_swap_cache
 from concur_thp.mm.thp_sysfs import set_switch
 from stress.build import compile_progress
 from stress.mix.load import load_mix, mix_body, unload_mix
@@ -35,6 +36,7 @@ from stress.replay import (
 from stress.rundir import make_run_dir, write_json, write_text
 from stress.summary import closing_table, summary
 from workers.khugepaged import khugepaged, khugepaged_wakeup
+from workers.kswapd import kswapd
 from workers.launch import Crew, Outcome, Role
 
 EXIT = {"done": 0, "bug": 1, "killed": 4, "hung": 1, "broken": 3, "interrupted": 4}
@@ -42,6 +44,8 @@ EXIT = {"done": 0, "bug": 1, "killed": 4, "hung": 1, "broken": 3, "interrupted":
 MIX_SLEEP_MS = 10
 """khugepaged's sleep under a mix: it should race, not rest."""
 MIX_MEMORY = 256 << 20
+DAEMONS = {"khugepaged": khugepaged, "kswapd": kswapd}
+"""Kernel threads; each has a CPU of its own behind those of the programs."""
 HEADROOM = 1.25
 """More memory than the plan's estimate, for zones, watermarks and per-CPU lists."""
 
@@ -75,8 +79,9 @@ class StressRun:
     def _crew(self, body: Any, seconds: float | None, progress: Progress) -> None:
         system.stop.store(0)
         roles = [Role(f"cpu{n}", n, body) for n in range(self.options.cpus)]
-        if self.options.khugepaged:
-            roles.append(Role("khugepaged", self.options.cpus, khugepaged, essential=False))
+        for number, (name, daemon) in enumerate(DAEMONS.items(), self.options.cpus):
+            if name != "khugepaged" or self.options.khugepaged:
+                roles.append(Role(name, number, daemon, essential=False))
         with Crew(self.machine, roles) as crew:
             self.outcome = crew.watch(seconds, progress.tick)
 
@@ -105,6 +110,7 @@ class StressRun:
         if not self.replays:
             unload_mix(self.machine)
         khugepaged_wakeup(cpu)  # Its cursor may still hold an mm that has ended.
+        drop_swap_cache(cpu)
         drop_caches(cpu)
         shrink_huge_zero_page(cpu)
         for number in range(self.machine.config.cpus):
@@ -130,7 +136,8 @@ def machine_config(options: StressOptions, replays: list[Replay]) -> MachineConf
                          f"pass at least {size_text(needed)}, or leave it out")
     tasks = sum(len(replay.plan.tasks) for replay in replays)
     files = sum(replay.plan.files for replay in replays)
-    return MachineConfig(cpus=options.cpus + 1, memory=memory or MIX_MEMORY, order=options.order, seed=options.seed,
+    return MachineConfig(cpus=options.cpus + len(DAEMONS), memory=memory or MIX_MEMORY, order=options.order,
+                         swap=options.swap, seed=options.seed,
                          rows=sum(replay.rows for replay in replays), tasks=tasks, files=max(1024, files + 64),
                          mms=max(64, 2 * tasks + 8))
 
@@ -149,6 +156,7 @@ def run_stress(options: StressOptions) -> int:
         if not replays:
             set_switch("khugepaged/scan_sleep_millisecs", MIX_SLEEP_MS)
             set_switch("k5_young_half", 0)  # Only policy (K5), and with it nearly nothing is collapsed.
+        machine.listen_checks()
         if options.chaos:
             machine.listen_chaos()
         run_dir = make_run_dir(Path(options.run_dir), replays[0].name if replays else "mix")
@@ -194,6 +202,10 @@ def again(options: StressOptions) -> str:
     """The command that repeats a run. (Free runs repeat their choices, not their timing.)"""
     words = ["concur-thp stress", *options.recordings, f"--seconds {options.seconds:g}", f"--cpus {options.cpus}",
              f"--seed {options.seed}", f"--order {options.order}", f"--enabled {options.enabled}"]
+    if options.memory:
+        words.append(f"--memory {size_text(options.memory)}")
+    if options.swap:
+        words.append(f"--swap {size_text(options.swap)}")
     if options.mix:
         words.append(f"--mix '{options.mix}'")
     if options.chaos:

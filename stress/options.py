@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 ENABLED = ("always", "madvise", "never")
 WORDS_OF_A_PAGE = 8
-"""Each of the eight words that stand for a page's contents belongs to one CPU, so that the oracle knows who wrote it."""
+"""Each of the eight words that stand for a page's contents belongs to one CPU: the oracle knows who wrote it."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,8 @@ class StressOptions:
     seed: int = 1
     memory: int | None = None
     """Bytes; None: what the recordings need, or 256M."""
+    swap: int = 0
+    """Bytes of the swap device; 0: none."""
     order: int = 9
     mix: str = ""
     """Weights as `--mix` takes them, '' for the default."""

@@ -7,10 +7,10 @@ ready; WAIT holds a task back until another has passed a row.
 
 from enum import IntEnum
 
+from concur_thp.arch.bug import panic_check
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.futex import nap
 from concur_thp.arch.irq import cpu_park, cpu_resume, ipi_poll
-from concur_thp.arch.bug import panic_check
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.shared import SharedArray
 from concur_thp.arch.struct import I32, I64, Struct, atomic, field

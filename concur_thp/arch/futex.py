@@ -8,8 +8,8 @@ import platform
 
 from concur_thp.arch.builtins import syscall
 from concur_thp.arch.linker import inline, kernel
-from concur_thp.arch.struct import I32, I64, Struct, atomic, field
 from concur_thp.arch.shared import SharedArray
+from concur_thp.arch.struct import I32, I64, Struct, atomic, field
 
 _X86 = platform.machine() == "x86_64"
 SYS_FUTEX = 202 if _X86 else 98

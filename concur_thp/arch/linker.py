@@ -235,6 +235,12 @@ def inline(function: Callable[..., Any]) -> Inline:
     return Inline(function)
 
 
+def redirect(hook: Kernel, target: Kernel) -> None:
+    """From now on this process, and those it forks, run `target` where code calls `hook`. Same parameters, both linked."""
+    assert list(hook.parameters.values()) == list(target.parameters.values()) and target.address
+    SLOTS[hook.slot] = target.address
+
+
 @contextmanager
 def interpreted() -> Iterator[None]:
     """Kernel functions called inside run as plain Python: for pdb, coverage and unit tests, on one CPU."""

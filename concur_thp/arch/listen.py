@@ -4,14 +4,21 @@ Free runs listen to nothing. Chaos delays at random points, many times shortly a
 seeded numbers. The scheduler of controlled runs will listen here too.
 """
 
+from concur_thp.arch.bug import panic_check
 from concur_thp.arch.builtins import cpu_relax
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.futex import sched_yield
+from concur_thp.arch.irq import ipi_poll
 from concur_thp.arch.linker import inline, kernel, quiet
 from concur_thp.arch.random import random_below, random_u63
 from concur_thp.arch.system import system
 
 LISTEN_CHAOS = 1
+LISTEN_CHECK = 2
+LISTEN_HOLD = 4
+"""Bits of `system.listen`."""
+HOLD_NONE, HOLD_WANTED, HOLD_THERE, HOLD_OVER = 0, 1, 2, 3
+"""Litmus tests hold one CPU at one point: wanted, standing there, let go."""
 
 
 @inline
@@ -30,6 +37,12 @@ def point_slow(cpu: Cpu, where: int):
     Context: anywhere a point may be, also with irqs off: the delay is bounded.
     Emulator: the slow half of point().
     """
+    if system.listen.read() & LISTEN_HOLD and where == system.hold_point and cpu.id == system.hold_cpu:
+        if system.hold_state.cas(HOLD_WANTED, HOLD_THERE) == HOLD_WANTED:
+            while system.hold_state.load() == HOLD_THERE:
+                ipi_poll(cpu)
+                panic_check(cpu)
+                sched_yield()
     if system.listen.read() & LISTEN_CHAOS:
         dice = random_u63(cpu)
         if dice & ((1 << system.chaos_long) - 1) == 0:
@@ -38,3 +51,20 @@ def point_slow(cpu: Cpu, where: int):
         elif (dice >> 24) & ((1 << system.chaos_short) - 1) == 0:
             for _ in range(random_below(cpu, 400)):
                 cpu_relax()
+
+
+@inline
+def check_point(cpu: Cpu, where: int, subject: int):
+    """A place where an instant invariant can be checked: about to release a lock, to free a page, back in user mode."""
+    if system.listen.read() & LISTEN_CHECK:
+        check_hook(cpu, where, subject)
+
+
+@kernel
+@quiet
+def check_hook(cpu: Cpu, where: int, subject: int):
+    """Nothing, until `linker.redirect()` puts a check here (check/instant.py).
+
+    Context: as the place's.
+    Emulator: the hook of LISTEN_CHECK, so that arch need not know the checks.
+    """

@@ -72,4 +72,17 @@ class Point(IntEnum):
     GUP_FAST_READ = 100  # irqs off: entry read, no reference yet
     GUP_FAST_GOT = 101  # irqs off: reference taken, entry not yet looked at again
     FOLLOW_PAGE = 102  # follow_page: the pmd has not been read yet
+    SWAP_CACHE_ADDED = 110  # in the swap cache, its ptes still there
+    SWAP_CACHE_DELETED = 111  # out of the swap cache, its slots not yet given up
+    SWAP_WRITEBACK = 112  # page unlocked, PG_writeback set, the device not yet asked
+    SWAP_READ = 113  # in the swap cache and locked, contents not yet there
+    SWAPIN_LOCKED = 114  # do_swap_page: page lock held, pte ptl not yet taken
+    RECLAIM_ISOLATED = 115  # shrink_inactive_list: pages off the LRU, none looked at
+    RECLAIM_UNMAPPED = 116  # nothing maps the page any more, TLBs not yet flushed
+    RECLAIM_FROZEN = 117  # references frozen, about to leave its mapping
+    MIGRATE_UNMAPPED = 120  # migration entries in place of every mapping, references not yet looked at
+    MIGRATE_FROZEN = 121  # a cached page: references frozen, its slots not yet replaced; irqs off
+    MIGRATE_MOVED = 122  # moved, or found to be in use; the entries still stand
+    MIGRATE_REMAPPED = 123  # mapped again, both pages still locked
+    COMPACT_ISOLATED = 124  # pages taken off the LRU by the migrate scanner
     HUNG = 127  # set by nobody: the watcher's word for "did not move"

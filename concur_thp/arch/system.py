@@ -27,6 +27,9 @@ class System(Struct, size=256):
     seed = field(I64, "const", "seed of every random choice in this run")
     chaos_short = field(I32, "const", "chaos: one point in 2**chaos_short gets a short delay")
     chaos_long = field(I32, "const", "chaos: one point in 2**chaos_long gets a long delay")
+    hold_cpu = field(I32, "init", "litmus: the CPU to be held")
+    hold_point = field(I32, "init", "litmus: the Point where it is held")
+    hold_state = atomic(I32, "litmus: HOLD_*")
     nr_frames = field(I64, "const", "frames of emulated memory")
     segment_bytes = field(I64, "const", "size of the segment")
 

@@ -34,6 +34,8 @@ class Tracepoint(IntEnum):
     page_remove_rmap = 15  # not Linux's: pfn, compound, mapcount left
     zap_huge_pmd = 16  # not Linux's: pfn, address, mm
     split_huge_page = 17  # not Linux's: pfn of the head, pfn of the caller's page, result
+    migrate_page = 24  # not Linux's: pfn, new pfn, result
+    mm_compaction_end = 25  # compaction: zone, order, COMPACT_*
 
 
 @inline

@@ -1,9 +1,10 @@
 """From one kernel function, plain Python, to LLVM: the language that kernel functions are written in.
 
-Integers are 64 bits wide and wrap. Names hold integers or typed pointers; a name keeps the type of its first assignment.
-There are `if`, `while`, `for .. in range(..)`, calls, struct fields and atomics. There are no exceptions, strings (but for
-messages, which become numbers), containers or floats; anything else is refused with the line that has it. Division
-and remainder floor, as in Python. A field access is always one load or store in memory: nothing is hoisted or torn.
+Integers are 64 bits wide and wrap. Names hold integers or typed pointers; a name keeps the type of its first
+assignment. There are `if`, `while`, `for .. in range(..)`, calls, struct fields and atomics. There are no exceptions,
+strings (but for messages, which become numbers), containers or floats; anything else is refused with the line that has
+it. Division and remainder floor, as in Python. A field access is always one load or store in memory: nothing is hoisted
+or torn. Expressions are in expressions.py.
 
 Emulator: replaces Numba's front end here; DECISIONS.md says why and by how much.
 """

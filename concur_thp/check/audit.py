@@ -13,6 +13,7 @@ from concur_thp.check import (
     audit_lists,
     audit_misc,
     audit_rmap,
+    audit_swap,
     audit_tables,
     audit_tlb,
 )
@@ -26,7 +27,7 @@ def _number(law: Law) -> tuple[int, int]:
     return (0, int(law.id[1:])) if law.id[0] == "Q" else (1, 0)
 
 
-_MODULES = (audit_frames, audit_counts, audit_tables, audit_tlb, audit_rmap, audit_lists, audit_misc)
+_MODULES = (audit_frames, audit_counts, audit_tables, audit_tlb, audit_rmap, audit_swap, audit_lists, audit_misc)
 LAWS: tuple[Law, ...] = tuple(sorted((law for module in _MODULES for law in module.LAWS), key=_number))
 
 

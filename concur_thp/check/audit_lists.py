@@ -15,7 +15,15 @@ from concur_thp.mm.lru import (
     LRU_UNEVICTABLE,
 )
 from concur_thp.mm.mm_types import NIL, PAGE_MAPPING_ANON, PAGE_TYPE_TABLE
-from concur_thp.mm.page_flags import PG_active, PG_head, PG_lru, PG_reserved, PG_swapbacked, PG_unevictable
+from concur_thp.mm.page_flags import (
+    PG_active,
+    PG_head,
+    PG_lru,
+    PG_migrated,
+    PG_reserved,
+    PG_swapbacked,
+    PG_unevictable,
+)
 
 LRU_NAMES = {LRU_INACTIVE_ANON: "inactive_anon", LRU_ACTIVE_ANON: "active_anon", LRU_INACTIVE_FILE: "inactive_file",
              LRU_ACTIVE_FILE: "active_file", LRU_UNEVICTABLE: "unevictable"}
@@ -41,7 +49,7 @@ def split_queue(facts: Facts, report: Report) -> Column:
 
 
 def law_deferred(facts: Facts, report: Report) -> None:
-    """Q11: who is on the deferred split queue, and who has to be (K6 and K7: more may be)."""
+    """Q11: who is on the deferred split queue, and who has to be (K6, K7: more may be; K15: some are not)."""
     queue = split_queue(facts, report)
     length, tail = int(facts.pgdat["split_queue_len"]), int(facts.pgdat["split_queue_tail"])
     report.check(length == len(queue), f"split_queue_len is {length}, the queue has {len(queue)}")
@@ -52,8 +60,9 @@ def law_deferred(facts: Facts, report: Report) -> None:
     maps = facts.pte_maps[facts.subpages(thps)]
     holes = (facts.pmd_maps[thps] == 0) & (maps.sum(axis=1) > 0) & (maps == 0).any(axis=1)
     queued = np.isin(thps, queue)
-    report.each(holes & ~queued, "THP pfn {pfn:#x} has unmapped subpages and is not on the deferred split queue",
-                pfn=thps)
+    moved = facts.flags[thps] >> PG_migrated & 1 != 0  # K15: the old page had the place in the queue.
+    report.each(holes & ~queued & ~moved, "THP pfn {pfn:#x} has unmapped subpages and is not on the deferred split "
+                "queue", pfn=thps)
     linked = facts.page["deferred_next"][thps + 2] != 0
     report.each(linked & ~queued, "THP pfn {pfn:#x} looks queued and the queue does not have it", pfn=thps)
 
@@ -94,7 +103,7 @@ def _lru_flags(facts: Facts, report: Report, count: Column) -> None:
                 pfn=pfns, count=count, marked=marked)
     report.each(marked & facts.is_tail, "tail pfn {pfn:#x} has PG_lru", pfn=pfns)
     used = np.zeros(facts.frames, dtype=bool)
-    for pages in (facts.pte.pfn, facts.thp.pfn, facts.cached[2]):
+    for pages in (facts.pte.pfn, facts.thp.pfn, facts.cached[2], facts.swap_cached[1]):
         used[facts.head_of[pages]] = True
     used &= ~facts.has(PG_reserved) & (facts.page_type != PAGE_TYPE_TABLE)
     if facts.huge_zero_pfn != NIL:

@@ -1,4 +1,4 @@
-"""Laws about page tables: which entries there may be, which tables, and where (Q7, Q8, Q10, I8, COW)."""
+"""Laws about page tables: which entries there may be, which tables, and where (Q7, Q8, I8, COW)."""
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from concur_thp.mm.pgtable import (
     _PAGE_PRESENT,
     _PAGE_PROTNONE,
     _PAGE_RW,
-    _PAGE_SWAP,
     PFN_SHIFT,
 )
 from concur_thp.mm.pgtable_alloc import PTE_LEVEL
@@ -24,11 +23,6 @@ from concur_thp.mm.pgtable_alloc import PTE_LEVEL
 def law_migration(facts: Facts, report: Report) -> None:
     """Q7."""
     _no_entries(facts, report, _PAGE_MIGRATION, "migration")
-
-
-def law_swap(facts: Facts, report: Report) -> None:
-    """Q10: there is no swap device, so no entry may say that something is there."""
-    _no_entries(facts, report, _PAGE_SWAP, "swap")
 
 
 def _no_entries(facts: Facts, report: Report, bit: int, name: str) -> None:
@@ -149,7 +143,6 @@ def law_cow(facts: Facts, report: Report) -> None:
 LAWS = (
     Law("Q7", "migration entries", "no migration entry is left", law_migration),
     Law("Q8", "tables", "tables are linked once or deposited, counted, and deposited ones are empty", law_tables),
-    Law("Q10", "swap", "no swap entry without a swap device", law_swap),
     Law("I8", "inside a vma", "every entry lies inside one vma and allows no more than it", law_inside_vma),
     Law("COW", "copy on write", "a page that one entry may write is mapped by no other", law_cow),
 )

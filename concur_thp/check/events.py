@@ -32,6 +32,8 @@ ARGUMENTS: dict[int, tuple[str, ...]] = {
     Tracepoint.thp_deferred_split: ("pfn",),
     Tracepoint.page_remove_rmap: ("pfn", "compound", "mapcount"),
     Tracepoint.zap_huge_pmd: ("pfn", "address", "mm"),
+    Tracepoint.migrate_page: ("pfn", "to", "result"),
+    Tracepoint.mm_compaction_end: ("zone", "order", "result"),
 }
 """What the three values of an event are called. What has no row is shown as a, b, c."""
 PAGE_ARGUMENTS = ("pfn",)

@@ -30,8 +30,9 @@ from concur_thp.mm.mm_types import (
     vmas,
 )
 from concur_thp.mm.page_flags import PG_head
-from concur_thp.mm.pgtable import _PAGE_SPECIAL
+from concur_thp.mm.pgtable import _PAGE_SPECIAL, _PAGE_SWAP
 from concur_thp.mm.slab import INDEX
+from concur_thp.mm.swap_state import swap_cache_slots
 
 ADDRESS_BITS = 47
 """An mm and an address in one sortable number: mm << ADDRESS_BITS | address."""
@@ -151,6 +152,21 @@ class Facts:
     def thp(self) -> Entries:
         """Huge pmds that map a page of their own."""
         return self.huge.where(self.huge.pfn != self.huge_zero_pfn)
+
+    @functools.cached_property
+    def swap_pte(self) -> Entries:
+        """Ptes that are swap entries; their `pfn` is the slot."""
+        found = self.walked.pte
+        return found.where(found.val & _PAGE_SWAP != 0)
+
+    @functools.cached_property
+    def swap_cached(self) -> tuple[Column, Column]:
+        """Swap cache: columns slot, pfn of every filled slot."""
+        slots = raw(int(swap_cache_slots.base), 4 * max(self.config.swap_slots, 1)).view(np.int32)
+        filled = np.flatnonzero(slots)
+        pfn = slots[filled].astype(np.int64) - 1
+        good = self._inside(pfn)
+        return filled[good], pfn[good]
 
     def _inside(self, pfn: Column) -> Column:
         found: Column = (pfn >= 0) & (pfn < self.frames)

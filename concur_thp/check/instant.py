@@ -13,8 +13,9 @@ bug() whose text begins with the invariant's name, so the machine stops on the C
 
 from concur_thp.arch.bug import bug_on
 from concur_thp.arch.cpu import TLB_HUGE, TLB_SMALL, Cpu, cpus
-from concur_thp.arch.linker import inline, kernel
+from concur_thp.arch.linker import inline, kernel, quiet
 from concur_thp.arch.points import Point
+from concur_thp.arch.random import random_below
 from concur_thp.arch.system import system
 from concur_thp.arch.tlb import tlb_contexts
 from concur_thp.config import (
@@ -53,7 +54,12 @@ from concur_thp.sync.spinlock import SpinLock, assert_spin_locked
 PTL_OFFSET = Page.FIELDS["ptl"].offset
 
 
+CHECK_EVERY = 64
+"""Stress runs check at one point in so many."""
+
+
 @kernel
+@quiet
 def check_at(cpu: Cpu, where: int, subject: int):
     """Check what the point `where` allows to be checked.
 
@@ -68,6 +74,18 @@ def check_at(cpu: Cpu, where: int, subject: int):
         check_frame_free(cpu, page_to_pfn(page), HPAGE_PMD_ORDER if PageHead(page) else 0)
     elif where == Point.USER:
         check_tlb(cpu)
+
+
+@kernel
+@quiet
+def check_sampled(cpu: Cpu, where: int, subject: int):
+    """check_at() at one place in CHECK_EVERY: a whole table is looked at, and most unlocks are a table's.
+
+    Context: as the point's.
+    Emulator: what stress runs put behind check_hook().
+    """
+    if random_below(cpu, CHECK_EVERY) == 0:
+        check_at(cpu, where, subject)
 
 
 @kernel

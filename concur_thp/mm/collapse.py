@@ -12,18 +12,26 @@ from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.listen import point
 from concur_thp.arch.points import Point
 from concur_thp.arch.trace import Tracepoint, trace
-from concur_thp.config import HPAGE_PMD_NR
+from concur_thp.config import HPAGE_PMD_NR, PAGE_SHIFT
 from concur_thp.mm.anon_vma import anon_vma_lock_write, anon_vma_unlock_write
 from concur_thp.mm.collapse_check import Scan, hugepage_vma_revalidate, mm_find_pmd
 from concur_thp.mm.collapse_copy import __collapse_huge_page_copy, __collapse_huge_page_isolate
-from concur_thp.mm.flags import GFP_TRANSHUGE, GFP_TRANSHUGE_LIGHT
+from concur_thp.mm.flags import (
+    FAULT_FLAG_ALLOW_RETRY,
+    GFP_TRANSHUGE,
+    GFP_TRANSHUGE_LIGHT,
+    VM_FAULT_ERROR,
+    VM_FAULT_RETRY,
+)
 from concur_thp.mm.huge_entry import __SetPageUptodate, new_anon_pmd
 from concur_thp.mm.huge_fault import alloc_transhuge_page, map_new_huge_page
 from concur_thp.mm.mm_types import Entry, Mm, Page, Vma, anon_vmas, mem_map
-from concur_thp.mm.pgtable import entry_pfn, pmd_lockptr, set_entry
+from concur_thp.mm.pgtable import entry_pfn, pmd_lockptr, pte_none, pte_present, set_entry, table_entry
 from concur_thp.mm.pgtable_alloc import pgtable_trans_huge_deposit, pmd_populate
 from concur_thp.mm.pgtable_generic import pmdp_collapse_flush
 from concur_thp.mm.put_page import put_page
+from concur_thp.mm.swap import lru_add_drain
+from concur_thp.mm.swapin import do_swap_page
 from concur_thp.mm.thp_sysfs import thp
 from concur_thp.mm.vma_tree import find_vma
 from concur_thp.mm.vmstat import Stat, count_vm_event
@@ -75,7 +83,7 @@ def collapse_into(cpu: Cpu, mm: Mm, address: int, referenced: int, new_page: Pag
         pmd = mm_find_pmd(mm, address)
         if not pmd:
             result = Scan.SCAN_PMD_NULL
-        elif not __collapse_huge_page_swapin(referenced):
+        elif not __collapse_huge_page_swapin(cpu, mm, address, pmd, referenced):
             result = Scan.SCAN_FAIL
     up_read(cpu, mm.mmap_sem)
     if result != Scan.SCAN_SUCCEED:
@@ -94,10 +102,35 @@ def collapse_into(cpu: Cpu, mm: Mm, address: int, referenced: int, new_page: Pag
     return result
 
 
-@inline
-def __collapse_huge_page_swapin(referenced: int):
-    """Is the range used enough to bring its swapped pages in? 4.20 asks that even when none is swapped (K5)."""
-    return thp.k5_young_half == 0 or referenced >= HPAGE_PMD_NR // 2
+@kernel
+def __collapse_huge_page_swapin(cpu: Cpu, mm: Mm, address: int, pmd: Entry, referenced: int):
+    """Bring the swapped pages of a range in, if the range is used enough. 4.20 asks that even when none is swapped (K5).
+
+    Context: mmap_sem read, the range just validated, `pmd` its table. May sleep; may release mmap_sem and take it again.
+    Return: 1, or 0: the range cannot be collapsed any more, or its pages do not come.
+    Linux: mm/khugepaged.c __collapse_huge_page_swapin
+    Differs: drains this CPU's pagevecs at the end, as since v5.8: they hold references of the pages just read.
+    """
+    if thp.k5_young_half != 0 and referenced < HPAGE_PMD_NR // 2:
+        return 0
+    swapped_in = 0
+    for i in range(HPAGE_PMD_NR):
+        pte = table_entry(entry_pfn(pmd.val.load()), i).val.load()
+        if pte_none(pte) or pte_present(pte):
+            continue
+        swapped_in += 1
+        vma = find_vma(mm, address)
+        fault = do_swap_page(cpu, vma, address + (i << PAGE_SHIFT), pmd, pte, FAULT_FLAG_ALLOW_RETRY)
+        if fault & VM_FAULT_RETRY:
+            # Waited for the page without mmap_sem: anything may have happened to the range (X16).
+            down_read(cpu, mm.mmap_sem)
+            if hugepage_vma_revalidate(cpu, mm, address) != Scan.SCAN_SUCCEED or mm_find_pmd(mm, address) != pmd:
+                return 0
+        if fault & VM_FAULT_ERROR:
+            return 0
+    if swapped_in:
+        lru_add_drain(cpu)
+    return 1
 
 
 @kernel

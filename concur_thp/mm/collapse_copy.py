@@ -27,8 +27,10 @@ from concur_thp.mm.pgtable import (
     set_entry,
     table_entry,
 )
-from concur_thp.mm.rmap import page_remove_rmap, reuse_swap_page
-from concur_thp.mm.swap import put_page, putback_lru_page
+from concur_thp.mm.rmap import page_remove_rmap
+from concur_thp.mm.swap import putback_lru_page
+from concur_thp.mm.swap_reuse import reuse_swap_page
+from concur_thp.mm.swap_state import free_page_and_swap_cache
 from concur_thp.mm.thp_sysfs import thp
 from concur_thp.sync.spinlock import spin_lock, spin_unlock
 
@@ -162,7 +164,7 @@ def __collapse_huge_page_copy(cpu: Cpu, mm: Mm, table: int, new_page: Page):
             release_pte_page(cpu, page)
             set_entry(pte, 0)
             page_remove_rmap(cpu, page, 0)
-            put_page(cpu, page)
+            free_page_and_swap_cache(cpu, page)
     spin_unlock(cpu, mem_map[table].ptl)
     pgdat.isolated.sub(HPAGE_PMD_NR - filled)
     mm.rss[MM_ANONPAGES].add(filled)

@@ -17,13 +17,13 @@ from concur_thp.mm.migration_entry import (
     make_migration_entry_read,
     migration_entry_to_page,
 )
-from concur_thp.mm.mm_types import MM_ANONPAGES, Entry, Mm, Vma
+from concur_thp.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, Entry, Mm, Vma
 from concur_thp.mm.page_ref import get_page
 from concur_thp.mm.pgtable import (
     _PAGE_ACCESSED,
     _PAGE_DIRTY,
     _PAGE_RW,
-    is_migration_entry,
+    is_swap_entry,
     is_swap_pmd,
     mm_pmd,
     pmd_none,
@@ -39,6 +39,8 @@ from concur_thp.mm.pgtable_alloc import pmd_alloc
 from concur_thp.mm.pgtable_generic import pmd_trans_unstable, ptep_set_wrprotect
 from concur_thp.mm.pte import mm_counter, next_pmd_table, pmd_addr_end, pte_alloc, vm_normal_page
 from concur_thp.mm.rmap import page_dup_rmap
+from concur_thp.mm.swapfile import swap_duplicate
+from concur_thp.mm.swapops import pte_to_swp_entry
 from concur_thp.sync.rwsem import assert_held_write
 from concur_thp.sync.spinlock import spin_lock, spin_lock_nested, spin_unlock
 
@@ -129,15 +131,19 @@ def copy_pte_range(cpu: Cpu, dst_mm: Mm, src_mm: Mm, dst_pmd: Entry, src_pmd: En
 
 @kernel
 def copy_nonpresent_pte(cpu: Cpu, dst_mm: Mm, dst_pte: Entry, src_pte: Entry, vma: Vma, addr: int):
-    """Copy a migration entry: it is counted in rss, but has no reference and no mapcount to copy (X13).
+    """Copy a swap entry: one more pte holds the slot. Or a migration entry: it is counted in rss, but has no reference and
+    no mapcount to copy (X13).
 
     Context: both ptls held.
     Return: 1 for an anon page, whose rss the caller counts.
     Linux: mm/memory.c copy_one_pte, its branch for swap ptes
     """
     pte = src_pte.val.load()
-    bug_on(cpu, not is_migration_entry(pte), "fork: a pte is a swap entry, and there is no swap (values: address, pte)",
-           addr, pte)
+    if is_swap_entry(pte):
+        swap_duplicate(cpu, pte_to_swp_entry(pte))
+        dst_mm.rss[MM_SWAPENTS].add(1)
+        set_entry(dst_pte, pte)
+        return 0
     assert_migrating(cpu, pte)
     if is_write_migration_entry(pte) and is_cow_mapping(vma.vm_flags):
         pte = make_migration_entry_read(pte)  # Shared from now on: whoever writes first has to copy.

@@ -11,11 +11,11 @@ from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.listen import point
 from concur_thp.arch.points import Point
 from concur_thp.arch.shared import SharedArray
+from concur_thp.arch.struct import I32, Struct, field
 from concur_thp.arch.trace import Tracepoint, trace
 from concur_thp.config import HPAGE_PMD_ORDER, NR_CPUS
 from concur_thp.mm.mm_types import NIL, Page, Pgdat, mem_map, pgdat
 from concur_thp.mm.page_flags import PageHead, page_to_pfn, tail_page
-from concur_thp.mm.page_list import PageList
 from concur_thp.mm.vmstat import Stat, count_vm_event
 from concur_thp.sync.lock_classes import SPLIT_QUEUE_LOCK
 from concur_thp.sync.spinlock import spin_lock_init, spin_lock_irq, spin_unlock_irq
@@ -25,9 +25,17 @@ QUEUED = 1 << 32
 LIST_SHIFT = 40
 """At the ends of a list: its number, 0 for the queue, n for the private list of CPU n - 1."""
 QUEUE_HEAD = Pgdat.FIELDS["split_queue_head"].offset
-assert Pgdat.FIELDS["split_queue_tail"].offset == QUEUE_HEAD + 4, "they are a PageList"
+assert Pgdat.FIELDS["split_queue_tail"].offset == QUEUE_HEAD + 4, "they are a SplitList"
 
-split_lists = SharedArray("split_lists", PageList, lambda config: NR_CPUS)
+
+class SplitList(Struct, size=8, align=4):
+    """The ends of a list. The queue's are in pgdat."""
+
+    head = field(I32, "split_queue_lock", "first THP (pfn of the head), or NIL")
+    tail = field(I32, "split_queue_lock", "last, or NIL")
+
+
+split_lists = SharedArray("split_lists", SplitList, lambda config: NR_CPUS)
 """The private list of each CPU; guarded by split_queue_lock like the queue."""
 
 
@@ -63,9 +71,9 @@ def split_queued(head: Page):
 
 
 @inline
-def split_list(number: int) -> PageList:
+def split_list(number: int) -> SplitList:
     """A list by its number."""
-    return split_lists[number - 1] if number else PageList(int(pgdat) + QUEUE_HEAD)
+    return split_lists[number - 1] if number else SplitList(int(pgdat) + QUEUE_HEAD)
 
 
 @inline
@@ -130,9 +138,13 @@ def deferred_split_huge_page(cpu: Cpu, head: Page):
 
     Context: usually under a ptl; takes split_queue_lock.
     Linux: mm/huge_memory.c deferred_split_huge_page
+    Differs: looks before it takes the lock, as Linux since 5.7: a split of N ptes would take it N times.
     """
     bug_on(cpu, not PageHead(head) or tail_page(head, 1).compound_order != HPAGE_PMD_ORDER,
            "deferred split of a page that is no THP (value: pfn)", page_to_pfn(head), 0)
+    # Only a split or the last put take it off the queue, and neither can while the caller still has its reference.
+    if split_queued(head):
+        return 0
     point(cpu, Point.DEFERRED_SPLIT_QUEUE)
     spin_lock_irq(cpu, pgdat.split_queue_lock)
     # Under the lock: two mms may drop mappings of this THP at once, and the shrinker may have it on its own list.
@@ -141,6 +153,7 @@ def deferred_split_huge_page(cpu: Cpu, head: Page):
         trace(cpu, Tracepoint.thp_deferred_split, page_to_pfn(head), 0, 0)
         split_queue_add_tail(head)
     spin_unlock_irq(cpu, pgdat.split_queue_lock)
+    return 0
 
 
 @kernel

@@ -39,7 +39,7 @@ from concur_thp.mm.swap import lru_cache_add, put_page
 from concur_thp.mm.vmstat import Stat, mod_stat
 from concur_thp.sync.lock_classes import I_MMAP_RWSEM, I_PAGES
 from concur_thp.sync.rwsem import init_rwsem
-from concur_thp.sync.spinlock import spin_lock_init, spin_lock_irq, spin_unlock_irq
+from concur_thp.sync.spinlock import assert_spin_locked, spin_lock_init, spin_lock_irq, spin_unlock_irq
 
 CONTENT_MARK = 1 << 60
 """In every word of a file page, so that file content is never mistaken for zeroes."""
@@ -129,23 +129,35 @@ def add_to_page_cache(cpu: Cpu, file: int, page: Page, index: int):
 
 
 @kernel
-def delete_from_page_cache(cpu: Cpu, page: Page):
-    """Take a page out of its slot and drop the slot's reference.
+def __delete_from_page_cache(cpu: Cpu, page: Page):
+    """Take a page out of its slot. The slot's reference is still to be dropped.
 
-    Context: page locked, unmapped, and the caller has a reference. Takes i_pages, so irqs on before.
-    Linux: mm/filemap.c delete_from_page_cache
+    Context: page locked, unmapped; the file's i_pages held.
+    Linux: mm/filemap.c __delete_from_page_cache
     """
     file = page_file_nr(page)
     mapping = files[file]
+    assert_spin_locked(cpu, mapping.i_pages)
     slot = cache_slot(file, page.index)
     bug_on(cpu, page_mapped(page), "delete_from_page_cache: mapped (values: pfn, file)", page_to_pfn(page), file)
-    spin_lock_irq(cpu, mapping.i_pages)
     bug_on(cpu, slot.value != page_to_pfn(page) + 1, "delete_from_page_cache: not in its slot (values: pfn, file)",
            page_to_pfn(page), file)
     slot.value = 0
     mapping.nrpages = mapping.nrpages - 1
     page.mapping = 0
     mod_stat(cpu, Stat.NR_FILE_PAGES, -1)
+
+
+@kernel
+def delete_from_page_cache(cpu: Cpu, page: Page):
+    """Take a page out of its slot and drop the slot's reference.
+
+    Context: page locked, unmapped, and the caller has a reference. Takes i_pages, so irqs on before.
+    Linux: mm/filemap.c delete_from_page_cache
+    """
+    mapping = files[page_file_nr(page)]
+    spin_lock_irq(cpu, mapping.i_pages)
+    __delete_from_page_cache(cpu, page)
     spin_unlock_irq(cpu, mapping.i_pages)
     put_page(cpu, page)
 

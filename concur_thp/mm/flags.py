@@ -35,6 +35,7 @@ MMF_DISABLE_THP = 24
 """Bit numbers in mm.flags."""
 
 FAULT_FLAG_WRITE = 0x1
+FAULT_FLAG_ALLOW_RETRY = 0x4
 
 FOLL_WRITE = 0x1
 FOLL_TOUCH = 0x2

@@ -38,9 +38,10 @@ from concur_thp.mm.pgtable import (
     table_entry,
 )
 from concur_thp.mm.pgtable_alloc import pgtable_trans_huge_withdraw, pmd_populate
-from concur_thp.mm.pgtable_generic import pmdp_huge_clear_flush
-from concur_thp.mm.rmap import page_add_new_anon_rmap, page_remove_rmap, reuse_swap_page
+from concur_thp.mm.pgtable_generic import pmdp_invalidate
+from concur_thp.mm.rmap import page_add_new_anon_rmap, page_remove_rmap
 from concur_thp.mm.swap import lru_cache_add_active_or_unevictable, put_page
+from concur_thp.mm.swap_reuse import reuse_swap_page
 from concur_thp.mm.thp_sysfs import transparent_hugepage_enabled
 from concur_thp.mm.vma_prot import vma_prot_bits
 from concur_thp.mm.vmstat import Stat, count_vm_event
@@ -121,6 +122,7 @@ def wp_huge_copy(cpu: Cpu, vma: Vma, haddr: int, pmd: Entry, orig_pmd: int, page
     Context: mmap_sem read; takes over the references of `page` and `new_page`; takes the pmd ptl.
     Return: VM_FAULT_WRITE, or 0 when the pmd changed.
     Linux: mm/huge_memory.c do_huge_pmd_wp_page, from the copy on
+    Differs: the old pmd goes by pmdp_invalidate(), not through none (K17 in DECISIONS.md).
     """
     mm = mms[vma.vm_mm]
     count_vm_event(cpu, Stat.thp_fault_alloc)  # 3.6.7: also when the race below is lost
@@ -139,7 +141,9 @@ def wp_huge_copy(cpu: Cpu, vma: Vma, haddr: int, pmd: Entry, orig_pmd: int, page
         spin_unlock(cpu, ptl)
         put_page(cpu, new_page)
         return 0
-    pmdp_huge_clear_flush(cpu, mm, haddr, pmd)
+    # Not through none, as v4.20 does: a MADV_DONTNEED of another thread looks at the pmd without the lock, would pass over
+    # it and return, and then the copy of the old data appears (K17).
+    pmdp_invalidate(cpu, mm, haddr, pmd)
     point(cpu, Point.WP_HUGE_FLUSHED)
     map_new_huge_page(cpu, vma, haddr, new_page)
     set_entry(pmd, new_anon_pmd(new_page, vma))  # the deposited table now belongs to this entry
@@ -182,6 +186,7 @@ def do_huge_pmd_wp_page_fallback(cpu: Cpu, vma: Vma, haddr: int, pmd: Entry, ori
     Context: mmap_sem read; the caller holds a reference of `page`; takes the pmd ptl.
     Return: VM_FAULT_WRITE, 0 when the pmd changed, VM_FAULT_OOM when there are not N pages.
     Linux: mm/huge_memory.c do_huge_pmd_wp_page_fallback
+    Differs: as wp_huge_copy() (K17).
     """
     first = cpu.id * HPAGE_PMD_NR
     for i in range(HPAGE_PMD_NR):
@@ -200,7 +205,7 @@ def do_huge_pmd_wp_page_fallback(cpu: Cpu, vma: Vma, haddr: int, pmd: Entry, ori
         free_fallback_pages(cpu, first, HPAGE_PMD_NR)
         return 0
     mm = mms[vma.vm_mm]
-    pmdp_huge_clear_flush(cpu, mm, haddr, pmd)  # 3.6.1.3: pmd none until all ptes are in place
+    pmdp_invalidate(cpu, mm, haddr, pmd)  # 3.6.1.3: absent to hardware until all ptes are in place
     point(cpu, Point.WP_HUGE_FLUSHED)
     map_fallback_pages(cpu, mm, vma, haddr, pmd)
     page_remove_rmap(cpu, page, 1)
@@ -214,7 +219,7 @@ def do_huge_pmd_wp_page_fallback(cpu: Cpu, vma: Vma, haddr: int, pmd: Entry, ori
 def map_fallback_pages(cpu: Cpu, mm: Mm, vma: Vma, haddr: int, pmd: Entry):
     """Fill the deposited table with this CPU's small pages and link it.
 
-    Context: pmd ptl held, pmd none and flushed.
+    Context: pmd ptl held, pmd invalidated and flushed.
     Linux: mm/huge_memory.c do_huge_pmd_wp_page_fallback, its loop
     """
     table = pgtable_trans_huge_withdraw(cpu, mm, pmd)

@@ -53,7 +53,6 @@ def khugepaged_scan_ptes(cpu: Cpu, table: int):
     Context: mmap_sem read; takes the table's ptl.
     Return: SCAN_*; in cpu.scratch[0] the number of referenced ptes.
     Linux: mm/khugepaged.c khugepaged_scan_pmd, its loop
-    Differs: swapped ptes are counted as there, but end the scan all the same: nothing swaps in yet.
     """
     none_or_zero = 0
     unmapped = 0
@@ -70,7 +69,8 @@ def khugepaged_scan_ptes(cpu: Cpu, table: int):
                 result = Scan.SCAN_EXCEED_NONE_PTE
         elif not pte_present(pte):
             unmapped += 1
-            result = Scan.SCAN_EXCEED_SWAP_PTE if unmapped > thp.max_ptes_swap else Scan.SCAN_PTE_NON_PRESENT
+            if unmapped > thp.max_ptes_swap:
+                result = Scan.SCAN_EXCEED_SWAP_PTE
         else:
             writable = writable | pte_write(pte)
             result = khugepaged_scan_pte(pte)

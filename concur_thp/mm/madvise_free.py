@@ -7,15 +7,16 @@ from concur_thp.config import PAGE_SIZE
 from concur_thp.mm.errno import EINVAL
 from concur_thp.mm.huge_entry import vma_is_anonymous
 from concur_thp.mm.huge_memory import madvise_free_huge_pmd
-from concur_thp.mm.mm_types import Entry, Page, Vma, mms
+from concur_thp.mm.mm_types import MM_SWAPENTS, Entry, Page, Vma, mms
 from concur_thp.mm.mmu_gather import tlb_finish_mmu, tlb_gather_mmu, tlb_record
-from concur_thp.mm.page_flags import ClearFlag, PageCompound, PG_dirty, TestFlag
+from concur_thp.mm.page_flags import ClearFlag, PageCompound, PageSwapCache, PG_dirty, TestFlag
 from concur_thp.mm.page_lock import trylock_page, unlock_page
 from concur_thp.mm.page_ref import get_page
 from concur_thp.mm.pgtable import (
     _PAGE_ACCESSED,
     _PAGE_DIRTY,
     get_and_clear,
+    is_swap_entry,
     mm_pmd,
     pmd_none,
     pmd_trans_huge,
@@ -29,6 +30,9 @@ from concur_thp.mm.pte import next_pmd_table, pmd_addr_end, vm_normal_page
 from concur_thp.mm.rmap import page_mapcount
 from concur_thp.mm.split_huge_page import split_huge_page
 from concur_thp.mm.swap import lru_add_drain, mark_page_lazyfree, put_page
+from concur_thp.mm.swap_state import free_swap_and_cache, try_to_free_swap
+from concur_thp.mm.swapops import pte_to_swp_entry
+from concur_thp.mm.tlb_batch import flush_tlb_batched_pending
 from concur_thp.sync.rwsem import assert_held
 from concur_thp.sync.spinlock import SpinLock, spin_lock, spin_unlock
 
@@ -76,9 +80,11 @@ def madvise_free_pte_range(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, end: int):
     Context: mmap_sem read, a gather is open; takes the pte ptl and, by trylock, page locks. Sleeps in the split of a THP.
     Linux: mm/madvise.c madvise_free_pte_range
     """
+    mm = mms[vma.vm_mm]
     table = pmd.val.load()
     ptl = pte_lockptr(table)
     spin_lock(cpu, ptl)
+    flush_tlb_batched_pending(cpu, mm)
     stop = 0
     while addr < end and not stop:
         pte = pte_offset(table, addr)
@@ -86,6 +92,10 @@ def madvise_free_pte_range(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, end: int):
         page = Page(0)
         if pte_present(entry):
             page = vm_normal_page(entry)
+        elif is_swap_entry(entry):
+            set_entry(pte, 0)
+            mm.rss[MM_SWAPENTS].sub(1)
+            free_swap_and_cache(cpu, pte_to_swp_entry(entry))
         if page and PageCompound(page):
             stop = not split_mapped_page(cpu, page, ptl)
             continue  # The same pte again: it maps a small page now, or what others have put there meanwhile.
@@ -112,12 +122,12 @@ def split_mapped_page(cpu: Cpu, page: Page, ptl: SpinLock):
 
 @inline
 def make_page_clean(cpu: Cpu, page: Page):
-    """Returns 1 when the page is not dirty any more; a page that others map too, or work on, is left alone."""
-    if not TestFlag(page, PG_dirty):
+    """Returns 1 when the page is clean and not in the swap cache; one that others map too, or work on, is left alone."""
+    if not TestFlag(page, PG_dirty) and not PageSwapCache(page):
         return 1
     if not trylock_page(cpu, page):
         return 0
-    alone = page_mapcount(page) == 1
+    alone = page_mapcount(page) == 1 and (not PageSwapCache(page) or try_to_free_swap(cpu, page))
     if alone:
         ClearFlag(page, PG_dirty)
     unlock_page(cpu, page)

@@ -9,11 +9,7 @@ start at -1. Anon and file pages differ (semantics 1.3):
 Each formula below is a sum of separate reads: exact only while nobody can map the page, unmap it or split its pmd.
 """
 
-from concur_thp.arch.bug import bug_on
-from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
-from concur_thp.arch.listen import point
-from concur_thp.arch.points import Point
 from concur_thp.config import HPAGE_PMD_NR
 from concur_thp.mm.mm_types import Page
 from concur_thp.mm.page_flags import (
@@ -21,10 +17,7 @@ from concur_thp.mm.page_flags import (
     PageCompound,
     PageDoubleMap,
     PageHead,
-    PG_locked,
-    TestFlag,
     compound_head,
-    page_to_pfn,
     tail_page,
 )
 
@@ -119,25 +112,3 @@ def page_mapped(page: Page):
         if tail_page(head, i)._mapcount.read() >= 0:
             return 1
     return 0
-
-
-@kernel
-def reuse_swap_page(cpu: Cpu, page: Page):
-    """May a write fault write to this anon page, or must it copy?
-
-    Context: page lock held. With it nobody can split a pmd of the page (K1 fixed: the split takes the page lock), so
-    no mapping that the sum could miss moves while it is made.
-    Return: 1 when no subpage is mapped more than once. cpu.scratch[0] is the total of mappings: if that is 1 too, the
-    whole page belongs to one vma and may be moved to its anon_vma.
-    Linux: mm/swapfile.c reuse_swap_page
-    Differs: no swap.
-    """
-    bug_on(cpu, not TestFlag(page, PG_locked), "reuse_swap_page: page not locked (value: pfn)", page_to_pfn(page), 0)
-    point(cpu, Point.REUSE_TEST)
-    if not PageCompound(page):
-        count = page._mapcount.read() + 1
-        cpu.scratch[0] = count
-        return count <= 1
-    counts = thp_mapcounts(compound_head(page))
-    cpu.scratch[0] = counts >> 32
-    return (counts & 0xFFFFFFFF) - 1 <= 1

@@ -4,14 +4,13 @@ Every step may find that another thread of the mm was faster: entries are looked
 at again under it. Returning 0 then is no error; the access is simply tried again.
 """
 
-from concur_thp.arch.bug import bug
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.listen import point
 from concur_thp.arch.points import Point
 from concur_thp.mm.copy import copy_page_range
 from concur_thp.mm.fault import do_anonymous_page, do_fault
-from concur_thp.mm.flags import FAULT_FLAG_WRITE, VM_ACCESS, VM_FAULT_FALLBACK, VM_FAULT_OOM, VM_FAULT_SIGBUS
+from concur_thp.mm.flags import FAULT_FLAG_WRITE, VM_ACCESS, VM_FAULT_FALLBACK, VM_FAULT_OOM
 from concur_thp.mm.free_pgtables import free_pgtables
 from concur_thp.mm.huge_entry import pmd_modify, vma_is_anonymous
 from concur_thp.mm.huge_memory import (
@@ -20,13 +19,12 @@ from concur_thp.mm.huge_memory import (
     huge_pmd_set_accessed,
     split_huge_pmd,
 )
-from concur_thp.mm.migration_entry import migration_entry_wait, pmd_migration_entry_wait
+from concur_thp.mm.migration_entry import pmd_migration_entry_wait
 from concur_thp.mm.mm_types import Entry, Vma, mms
 from concur_thp.mm.pgtable import (
     _PAGE_ACCESSED,
     _PAGE_DIRTY,
     _PAGE_PROTNONE,
-    is_migration_entry,
     is_swap_pmd,
     pmd_lockptr,
     pmd_none,
@@ -40,6 +38,7 @@ from concur_thp.mm.pgtable import (
 )
 from concur_thp.mm.pgtable_alloc import pmd_alloc
 from concur_thp.mm.pgtable_generic import pmd_trans_unstable
+from concur_thp.mm.swapin import do_swap_page
 from concur_thp.mm.thp_sysfs import transparent_hugepage_enabled
 from concur_thp.mm.vma_prot import vma_prot_bits
 from concur_thp.mm.vmstat import Stat, count_vm_event
@@ -60,7 +59,7 @@ def handle_mm_fault(cpu: Cpu, vma: Vma, addr: int, flags: int):
     Context: mmap_sem read, access rights checked. May sleep.
     Return: VM_FAULT_* bits; 0 or VM_FAULT_WRITE mean: try the access again.
     Linux: mm/memory.c __handle_mm_fault
-    Differs: never drops mmap_sem, so never VM_FAULT_RETRY.
+    Differs: only do_swap_page() drops mmap_sem and returns VM_FAULT_RETRY; waits for file pages keep it.
     """
     count_vm_event(cpu, Stat.pgfault)
     point(cpu, Point.FAULT_ENTRY)
@@ -148,7 +147,7 @@ def handle_pte_fault(cpu: Cpu, vma: Vma, addr: int, flags: int, pmd: Entry):
     if pte_none(orig_pte):
         return do_pte_missing(cpu, vma, addr, flags, pmd)
     if not pte_present(orig_pte):
-        return do_swap_page(cpu, vma, addr, pmd, orig_pte)
+        return do_swap_page(cpu, vma, addr, pmd, orig_pte, flags)
     ptl = pte_lockptr(pmdval)
     spin_lock(cpu, ptl)
     if pte.val.read() != orig_pte:  # 3.2.4.d: another thread's fault, or the zap of DONTNEED, was faster.
@@ -172,22 +171,6 @@ def do_pte_missing(cpu: Cpu, vma: Vma, addr: int, flags: int, pmd: Entry):
     if vma_is_anonymous(vma):
         return do_anonymous_page(cpu, vma, addr, flags, pmd)
     return do_fault(cpu, vma, addr, flags, pmd)
-
-
-@kernel
-def do_swap_page(cpu: Cpu, vma: Vma, addr: int, pmd: Entry, orig_pte: int):
-    """A pte that is neither empty nor present: swapped out, or under migration.
-
-    Context: mmap_sem read; no spinlock held.
-    Return: VM_FAULT_* bits.
-    Linux: mm/memory.c do_swap_page
-    Differs: no swap.
-    """
-    if is_migration_entry(orig_pte):
-        migration_entry_wait(cpu, mms[vma.vm_mm], pmd, addr)
-        return 0  # The access is tried again.
-    bug(cpu, "a pte is a swap entry, and there is no swap (values: address, pte)", addr, orig_pte)
-    return VM_FAULT_SIGBUS
 
 
 __all__ = ["copy_page_range", "do_swap_page", "free_pgtables", "handle_mm_fault", "handle_pte_fault",

@@ -17,10 +17,11 @@ from concur_thp.arch.shared import SharedArray
 from concur_thp.arch.struct import I32, I64, Struct, embed, field
 from concur_thp.arch.tlbflush import flush_tlb_mm, flush_tlb_mm_range
 from concur_thp.config import NR_CPUS, TASK_SIZE
-from concur_thp.mm.mm_types import Mm, Page, Slot, mms
+from concur_thp.mm.mm_types import Mm, Page, Slot, mem_map, mms
 from concur_thp.mm.page_flags import page_to_pfn
 from concur_thp.mm.pgtable_alloc import pgtable_free
 from concur_thp.mm.put_page import release_pages
+from concur_thp.mm.swap_state import free_swap_cache
 from concur_thp.sync.lock_classes import PMD_PTL, PTE_PTL
 
 MMU_GATHER_PAGES = 512
@@ -147,6 +148,8 @@ def tlb_flush_mmu(cpu: Cpu):
     point(cpu, Point.ZAP_FLUSHED)
     nr = tlb.nr
     tlb.nr = 0
+    for i in range(nr):
+        free_swap_cache(cpu, mem_map[tlb.pages[i].value])
     if nr != 0:
         release_pages(cpu, tlb.pages[0], nr)
     for i in range(tlb.nr_tables):

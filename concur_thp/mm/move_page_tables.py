@@ -25,6 +25,7 @@ from concur_thp.mm.pgtable_alloc import __pmd_alloc
 from concur_thp.mm.pgtable_generic import pmd_trans_unstable
 from concur_thp.mm.pte import pte_alloc
 from concur_thp.mm.thp_sysfs import thp
+from concur_thp.mm.tlb_batch import flush_tlb_batched_pending
 from concur_thp.sync.rwsem import assert_held_write, down_write, up_write
 from concur_thp.sync.spinlock import spin_lock, spin_lock_nested, spin_unlock
 
@@ -126,6 +127,7 @@ def move_ptes(cpu: Cpu, vma: Vma, old_pmd: Entry, old_addr: int, old_end: int, n
     spin_lock(cpu, old_ptl)
     if new_ptl != old_ptl:
         spin_lock_nested(cpu, new_ptl)
+    flush_tlb_batched_pending(cpu, mms[vma.vm_mm])
     start = old_addr
     force_flush = 0
     while old_addr < old_end:

@@ -27,6 +27,7 @@ from concur_thp.mm.pgtable import (
 )
 from concur_thp.mm.pgtable_generic import pmd_trans_unstable
 from concur_thp.mm.pte import next_pmd_table, pmd_addr_end
+from concur_thp.mm.tlb_batch import flush_tlb_batched_pending
 from concur_thp.mm.vma_adjust import split_vma
 from concur_thp.mm.vma_merge import vma_merge
 from concur_thp.mm.vma_prot import vma_prot_bits
@@ -72,6 +73,7 @@ def change_pte_range(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, end: int, newpro
     ptl = pte_lockptr(table)
     pages = 0
     spin_lock(cpu, ptl)
+    flush_tlb_batched_pending(cpu, mms[vma.vm_mm])
     while addr < end:
         pages += change_pte(pte_offset(table, addr), newprot)
         addr += PAGE_SIZE

@@ -2,7 +2,8 @@
 
 A page comes with one reference, no mapping, no flags and mapcount -1, and is brought back like that, the
 reference gone. The frames of a huge page come as a compound page (__GFP_COMP). Below are pcp.py for small
-pages, fallback.py and buddy.py for blocks; page_check.py and compound.py say what a page must look like.
+pages, fallback.py and buddy.py for blocks, rmqueue.py and alloc_slowpath.py that decide where to look and what to
+do when there is nothing; page_check.py and compound.py say what a page must look like.
 """
 
 from concur_thp.arch.bug import bug_on
@@ -10,9 +11,9 @@ from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.trace import Tracepoint, trace
 from concur_thp.config import MAX_ORDER
-from concur_thp.mm.buddy import __free_one_page, get_pageblock_migratetype, zone_nr
+from concur_thp.mm.alloc_slowpath import __alloc_pages_slowpath
+from concur_thp.mm.buddy import WMARK_LOW, __free_one_page, get_pageblock_migratetype, zone_nr
 from concur_thp.mm.compound import free_compound_tails, prep_compound_page
-from concur_thp.mm.fallback import __rmqueue
 from concur_thp.mm.flags import (
     __GFP_COMP,
     __GFP_DIRECT_RECLAIM,
@@ -33,16 +34,10 @@ from concur_thp.mm.mm_types import (
 from concur_thp.mm.page_check import check_new_page, free_page_check
 from concur_thp.mm.page_flags import PageAnon, PageHead, compound_head, page_to_pfn, tail_page
 from concur_thp.mm.page_ref import put_page_testzero
-from concur_thp.mm.pcp import (
-    drain_pcp,
-    free_unref_page,
-    highest_zone,
-    pcp_list,
-    pcp_pop,
-    rmqueue_bulk,
-    zone_watermark_ok,
-)
+from concur_thp.mm.pcp import free_unref_page, highest_zone, pcp_list, pcp_pop
+from concur_thp.mm.rmqueue import get_page_from_freelist
 from concur_thp.mm.vmstat import Stat, mod_stat
+from concur_thp.sync.lockdep import might_sleep
 from concur_thp.sync.spinlock import spin_lock_irq, spin_unlock_irq
 
 # -- allocation ------------------------------------------------------------------------------------------
@@ -70,57 +65,23 @@ def prep_new_page(cpu: Cpu, page: Page, order: int, migratetype: int, gfp: int):
 
 
 @kernel
-def rmqueue(cpu: Cpu, zone: int, order: int, migratetype: int) -> Page:
-    """A block from one zone, if its watermark allows.
-
-    Context: takes zone.lock.
-    Return: its first page, NULL when the zone has none to give.
-    Linux: mm/page_alloc.c rmqueue, zone_watermark_fast
-    Differs: a small page that is on this CPU's list already is no longer held against the watermark.
-    """
-    row = zones[zone]
-    page = Page(0)
-    if order == 0:
-        pcp = pcp_list(cpu, zone, migratetype)
-        if pcp.head == NIL and zone_watermark_ok(row, 0, migratetype):
-            rmqueue_bulk(cpu, row, pcp, migratetype)
-        if pcp.head != NIL:
-            page = pcp_pop(pcp)
-    elif zone_watermark_ok(row, order, migratetype):
-        spin_lock_irq(cpu, row.lock)
-        page = __rmqueue(cpu, row, order, migratetype)
-        spin_unlock_irq(cpu, row.lock)
-    return page
-
-
-@inline
-def get_page_from_freelist(cpu: Cpu, order: int, migratetype: int) -> Page:
-    """A block from the highest zone that has one, of those the request may use."""
-    page = Page(0)
-    zone = highest_zone(migratetype)
-    while zone >= 0 and not page:
-        page = rmqueue(cpu, zone, order, migratetype)
-        zone -= 1
-    return page
-
-
-@kernel
 def alloc_pages(cpu: Cpu, order: int, migratetype: int, flags: int) -> Page:
     """Allocate 2**order frames that lie together.
 
-    Context: takes zone.lock. `migratetype` must be the one that `flags` asks for (gfpflags_to_migratetype()).
+    Context: takes zone.lock; with __GFP_DIRECT_RECLAIM it may sleep and take all that reclaim takes. `migratetype` must be
+    the one that `flags` asks for (gfpflags_to_migratetype()).
     Return: the first page, with one reference; NULL when there is no such block.
     Linux: mm/page_alloc.c __alloc_pages_nodemask
-    Differs: no reclaim and no compaction: the direct effort is to drain this CPU's lists and look again.
     """
     bug_on(cpu, order < 0 or order >= MAX_ORDER or migratetype < 0 or migratetype >= MIGRATE_TYPES,
            "alloc_pages: no such order or migratetype", order, migratetype)
     bug_on(cpu, gfpflags_to_migratetype(flags) != migratetype,
            "alloc_pages: flags ask for another migratetype (values: flags, migratetype)", flags, migratetype)
-    page = get_page_from_freelist(cpu, order, migratetype)
-    if not page and flags & __GFP_DIRECT_RECLAIM:
-        drain_pcp(cpu)
-        page = get_page_from_freelist(cpu, order, migratetype)
+    if flags & __GFP_DIRECT_RECLAIM:
+        might_sleep(cpu)
+    page = get_page_from_freelist(cpu, order, migratetype, WMARK_LOW)
+    if not page:
+        page = __alloc_pages_slowpath(cpu, order, migratetype, flags)
     if page:
         prep_new_page(cpu, page, order, migratetype, flags)
     return page

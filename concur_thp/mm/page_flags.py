@@ -27,6 +27,8 @@ PG_hwpoison = 15
 PG_double_map = 16
 """In tail 1 of a THP."""
 PG_reserved = 17
+PG_migrated = 18
+"""On the head of a migration target: it may have holes without being queued for a split (K15)."""
 
 FLAG_NAMES = {value: name[3:] for name, value in list(globals().items()) if name.startswith("PG_")}
 

@@ -9,7 +9,7 @@ from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.shared import SharedOne
 from concur_thp.arch.struct import I64, Struct, field
-from concur_thp.mm.buddy import WMARK_MIN, __free_one_page, get_pageblock_migratetype, zone_nr
+from concur_thp.mm.buddy import __free_one_page, get_pageblock_migratetype, zone_nr
 from concur_thp.mm.fallback import __rmqueue
 from concur_thp.mm.mm_types import (
     MIGRATE_MOVABLE,
@@ -70,13 +70,6 @@ def pcp_pop(pcp: PcpList) -> Page:
     page.lru_next = NIL
     page.page_type = PAGE_TYPE_NONE
     return page
-
-
-@inline
-def zone_watermark_ok(zone: Zone, order: int, migratetype: int):
-    """May the zone still give a block? Small kernel pages may use up the reserve: they have no substitute."""
-    mark = 0 if order == 0 and migratetype != MIGRATE_MOVABLE else zone.watermark[WMARK_MIN]
-    return zone.nr_free_pages - ((1 << order) - 1) > mark
 
 
 @kernel

@@ -138,7 +138,7 @@ def table_entry(pfn: int, index: int) -> Entry:
 @inline
 def entry_table_pfn(entry: Entry):
     """The frame of the table that an entry is in."""
-    return (int(entry) - TABLES) // (8 * TABLE_WORDS)
+    return (int(entry) - int(TABLES)) // (8 * TABLE_WORDS)
 
 
 @inline

@@ -6,7 +6,7 @@ put_page() drops one reference, release_pages() a whole batch under one hold of 
 from concur_thp.arch.bug import bug_on
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
-from concur_thp.arch.listen import point
+from concur_thp.arch.listen import check_point, point
 from concur_thp.arch.points import Point
 from concur_thp.config import HPAGE_PMD_ORDER
 from concur_thp.mm.deferred_split import undefer_split_huge_page
@@ -47,6 +47,7 @@ def __put_page(cpu: Cpu, head: Page):
     point(cpu, Point.PUT_PAGE_ZERO)
     bug_on(cpu, PageTail(head) != 0, "__put_page: a tail (value: pfn)", page_to_pfn(head), head.compound_head)
     check_last_put(cpu, head)
+    check_point(cpu, Point.PUT_PAGE_ZERO, head)
     # Nobody can put it on the LRU any more: that takes a reference.
     if head.flags.read() & (1 << PG_lru):
         spin_lock_irq(cpu, pgdat.lru_lock)
@@ -97,6 +98,7 @@ def release_pages(cpu: Cpu, pages: Slot, nr: int):
             __put_page(cpu, head)
             continue
         check_last_put(cpu, head)
+        check_point(cpu, Point.PUT_PAGE_ZERO, head)
         if head.flags.read() & (1 << PG_lru):
             if not locked:
                 spin_lock_irq(cpu, pgdat.lru_lock)

@@ -15,7 +15,6 @@ from concur_thp.mm.mapcount import (
     page_mapcount,
     page_mapped,
     page_trans_huge_mapcount,
-    reuse_swap_page,
     total_mapcount,
 )
 from concur_thp.mm.mm_types import MAPPING_SHIFT, PAGE_MAPPING_ANON, Page, Vma, anon_vmas, vmas
@@ -309,6 +308,5 @@ __all__ = [
     "page_move_anon_rmap",
     "page_remove_rmap",
     "page_trans_huge_mapcount",
-    "reuse_swap_page",
     "total_mapcount",
 ]

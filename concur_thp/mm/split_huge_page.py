@@ -44,6 +44,7 @@ from concur_thp.mm.page_ref import page_ref_count, page_ref_freeze
 from concur_thp.mm.rmap import total_mapcount
 from concur_thp.mm.split_huge_page_tail import __split_huge_page
 from concur_thp.mm.swap import lru_add_drain, put_page
+from concur_thp.mm.swapfile import split_swap_cluster
 from concur_thp.mm.try_to_unmap import (
     TTU_IGNORE_ACCESS,
     TTU_IGNORE_MLOCK,
@@ -91,7 +92,7 @@ def split_huge_page_to_list(cpu: Cpu, page: Page, pages: PageList):
 
     Context: the page lock held and one reference, no spinlock; both belong to `page` alone afterwards, whichever subpage
     it is. Sleeps. `pages` gets the tails when the caller has isolated the page; else NULL.
-    Return: 0; -EBUSY: the page is still whole, but no pmd maps it any more.
+    Return: 0; -EBUSY: the page is still whole, though no pmd may map it any more.
     Linux: mm/huge_memory.c split_huge_page_to_list
     Differs: anon pages only.
     """
@@ -130,18 +131,27 @@ def split_unmapped(cpu: Cpu, page: Page, head: Page, pages: PageList):
     if mlocked:
         lru_add_drain(cpu)  # 3.18.5: munlocking has put it on a pagevec, with a reference
     frozen = freeze_and_split(cpu, head, pages)
+    if frozen and PageSwapCache(head):
+        # Before the pieces are unlocked: an unlocked one may leave the swap cache, and its slot must be an ordinary one.
+        split_swap_cluster(cpu, head.private)
     point(cpu, Point.SPLIT_PAGE_SPLIT)
     # 3.18.10.h and 11: one walk for all the pieces, or for the page that is still whole (X21).
     remove_migration_range(cpu, head, head, HPAGE_PMD_NR, 1)
     point(cpu, Point.SPLIT_PAGE_REMAPPED)
     if not frozen:
         return -EBUSY
-    for i in range(HPAGE_PMD_NR):  # 3.18.10.i
+    release_pieces(cpu, head, page)
+    return 0
+
+
+@inline
+def release_pieces(cpu: Cpu, head: Page, page: Page):
+    """3.18.10.i: lock and reference of the THP stay with the piece that the caller named (X22)."""
+    for i in range(HPAGE_PMD_NR):
         piece = tail_page(head, i)
         if piece != page:
             unlock_page(cpu, piece)
             put_page(cpu, piece)  # Frees it if nothing maps it (R39).
-    return 0
 
 
 @inline

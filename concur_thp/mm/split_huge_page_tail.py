@@ -9,8 +9,8 @@ from concur_thp.arch.builtins import smp_wmb
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.config import HPAGE_PMD_NR
-from concur_thp.mm.lru import LruList, add_page_to_lru_list, page_lru
-from concur_thp.mm.mm_types import NIL, Page, mem_map, pgdat
+from concur_thp.mm.lru import add_page_to_lru_list, page_lru
+from concur_thp.mm.mm_types import NIL, LruList, Page, mem_map, pgdat
 from concur_thp.mm.page_flags import (
     ClearFlag,
     PageAnon,
@@ -31,7 +31,7 @@ from concur_thp.mm.page_flags import (
     page_to_pfn,
     tail_page,
 )
-from concur_thp.mm.page_list import PageList, page_list_add_tail
+from concur_thp.mm.page_list import PageList, list_add_tail
 from concur_thp.mm.page_ref import page_ref_unfreeze
 from concur_thp.sync.spinlock import assert_spin_locked
 
@@ -90,7 +90,7 @@ def lru_add_page_tail(head: Page, tail: Page, flags: int, number: int, pages: Pa
         link_before(head, tail, pgdat.lru[number])
     elif pages:
         tail._refcount.add(1)
-        page_list_add_tail(pages, tail)
+        list_add_tail(pages, tail)
     else:
         add_page_to_lru_list(tail, number)
 

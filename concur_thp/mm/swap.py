@@ -211,6 +211,18 @@ def lru_cache_activate_page(cpu: Cpu, page: Page):
 
 
 @kernel
+def activate_page(cpu: Cpu, page: Page):
+    """A page was used for certain: to the active list, if it is on the inactive one.
+
+    Context: the caller has a reference or a mapping under its ptl; may take lru_lock.
+    Linux: mm/swap.c activate_page
+    """
+    head = compound_head(page)
+    if head.flags.read() & (1 << PG_lru | 1 << PG_active | 1 << PG_unevictable) == 1 << PG_lru:
+        pagevec_add(cpu, PVEC_ACTIVATE, head)
+
+
+@kernel
 def mark_page_lazyfree(cpu: Cpu, page: Page):
     """MADV_FREE on a clean anon page: on its way to the inactive file list.
 
@@ -222,7 +234,7 @@ def mark_page_lazyfree(cpu: Cpu, page: Page):
 
 
 __all__ = [
-    "__put_page", "free_transhuge_page", "isolate_lru_page", "lru_add_drain", "lru_cache_add",
+    "__put_page", "activate_page", "free_transhuge_page", "isolate_lru_page", "lru_add_drain", "lru_cache_add",
     "lru_cache_add_active_or_unevictable", "mark_page_accessed", "mark_page_lazyfree", "put_page", "putback_lru_page",
     "release_pages",
 ]

@@ -13,7 +13,7 @@ from concur_thp.mm.flags import VM_LOCKED
 from concur_thp.mm.huge_entry import maybe_mkwrite, mk_huge_pmd
 from concur_thp.mm.huge_split_pmd import split_huge_pmd_address
 from concur_thp.mm.migration_entry import assert_migrating, is_write_migration_entry, make_migration_entry
-from concur_thp.mm.mm_types import MM_ANONPAGES, Entry, Mm, Page, Vma, mem_map, mms
+from concur_thp.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, Entry, Mm, Page, Vma, mem_map, mms
 from concur_thp.mm.page_flags import (
     PageAnon,
     PageCompound,
@@ -34,6 +34,7 @@ from concur_thp.mm.pgtable import (
     _PAGE_ACCESSED,
     _PAGE_SOFT_DIRTY,
     entry_pfn,
+    get_and_clear,
     pte_dirty,
     pte_write,
     pte_young,
@@ -65,6 +66,9 @@ from concur_thp.mm.rmap_walk import (
     rmap_walk_unlock,
 )
 from concur_thp.mm.swap import put_page
+from concur_thp.mm.swapfile import swap_duplicate
+from concur_thp.mm.swapops import swp_entry_to_pte
+from concur_thp.mm.tlb_batch import set_tlb_ubc_flush_pending
 
 TTU_MIGRATION = 0x1
 """Leave migration entries, of a huge pmd too."""
@@ -91,7 +95,7 @@ def try_to_unmap(cpu: Cpu, page: Page, flags: int):
     Context: page lock held and a reference; takes the rmap lock unless TTU_RMAP_LOCKED. May sleep.
     Return: 1 when nothing maps the page any more.
     Linux: mm/rmap.c try_to_unmap
-    Differs: there are no temporary stack vmas to skip. Flushes at once also under TTU_BATCH_FLUSH.
+    Differs: there are no temporary stack vmas to skip.
     """
     assert_page_locked(cpu, page)
     if flags & TTU_RMAP_LOCKED == 0 and not rmap_walk_lock(cpu, page):
@@ -149,7 +153,12 @@ def unmap_pte(cpu: Cpu, page: Page, vma: Vma, pte: Entry, flags: int):
     Linux: mm/rmap.c try_to_unmap_one, the body of its loop
     """
     mm = mms[vma.vm_mm]
-    old = ptep_clear_flush(cpu, mm, pvmw_address(cpu), pte)
+    if flags & TTU_BATCH_FLUSH:
+        # A CPU may still write to the page through a dirty translation; through a clean one it has to come here first.
+        old = get_and_clear(pte)
+        set_tlb_ubc_flush_pending(cpu, mm, pte_dirty(old))
+    else:
+        old = ptep_clear_flush(cpu, mm, pvmw_address(cpu), pte)
     subpage = mem_map[entry_pfn(old)]
     # From the value that the exchange returned: hardware sets Dirty until then (X3).
     if pte_dirty(old):
@@ -170,20 +179,24 @@ def unmap_pte(cpu: Cpu, page: Page, vma: Vma, pte: Entry, flags: int):
 def unmap_to_swap_entry(cpu: Cpu, mm: Mm, page: Page, subpage: Page, pte: Entry, old: int):
     """What follows an anon pte that reclaim takes down: nothing for a clean lazily freed page, else a swap entry.
 
-    Context: pte ptl held, the pte is empty and flushed.
+    Context: pte ptl held, the pte is empty; its flush may still be pending.
     Return: 0 when the page must stay: the pte is back.
     Linux: mm/rmap.c try_to_unmap_one, its branch for anon pages
-    Differs: no swap: only lazily freed pages go.
     """
-    lazyfree = not TestFlag(page, PG_swapbacked)
-    if lazyfree and not TestFlag(page, PG_dirty):
+    if not TestFlag(page, PG_swapbacked):
+        if TestFlag(page, PG_dirty):
+            set_entry(pte, old)
+            SetFlag(page, PG_swapbacked)  # Written again after MADV_FREE.
+            return 0
         mm.rss[MM_ANONPAGES].sub(1)
         return 1
-    bug_on(cpu, PageSwapCache(page), "try_to_unmap: a page in the swap cache (value: pfn)", page_to_pfn(page), old)
-    set_entry(pte, old)
-    if lazyfree:
-        SetFlag(page, PG_swapbacked)  # Written again after MADV_FREE.
-    return 0
+    bug_on(cpu, not PageSwapCache(page), "try_to_unmap: not in the swap cache (value: pfn)", page_to_pfn(page), old)
+    # Before the mapcount goes: the slot must be held by somebody at every instant (3.8).
+    swap_duplicate(cpu, subpage.private)
+    mm.rss[MM_ANONPAGES].sub(1)
+    mm.rss[MM_SWAPENTS].add(1)
+    set_entry(pte, swp_entry_to_pte(subpage.private) | old & _PAGE_SOFT_DIRTY)
+    return 1
 
 
 @kernel

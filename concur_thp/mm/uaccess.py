@@ -15,10 +15,12 @@ from concur_thp.arch.trace import Tracepoint, trace
 from concur_thp.config import HPAGE_PMD_NR, PAGE_SHIFT, TASK_SIZE
 from concur_thp.mm.errno import EFAULT, ENOMEM
 from concur_thp.mm.flags import (
+    FAULT_FLAG_ALLOW_RETRY,
     FAULT_FLAG_WRITE,
     VM_ACCESS,
     VM_FAULT_ERROR,
     VM_FAULT_OOM,
+    VM_FAULT_RETRY,
     VM_FAULT_SIGSEGV,
     VM_GROWSDOWN,
     VM_WRITE,
@@ -181,12 +183,18 @@ def do_user_addr_fault(cpu: Cpu, addr: int, error_code: int):
     """
     mm = mms[cpu.context]
     mm.faults.add(1)
-    down_read(cpu, mm.mmap_sem)
-    fault = VM_FAULT_SIGSEGV
-    vma = find_vma(mm, addr)
-    if vma and reaches(cpu, vma, addr) and not access_error(vma, error_code):
-        fault = handle_mm_fault(cpu, vma, addr, FAULT_FLAG_WRITE if error_code & PF_WRITE else 0)
-    up_read(cpu, mm.mmap_sem)
+    flags = FAULT_FLAG_ALLOW_RETRY | (FAULT_FLAG_WRITE if error_code & PF_WRITE else 0)
+    fault = VM_FAULT_RETRY
+    while fault & VM_FAULT_RETRY:
+        down_read(cpu, mm.mmap_sem)
+        fault = VM_FAULT_SIGSEGV
+        vma = find_vma(mm, addr)
+        if vma and reaches(cpu, vma, addr) and not access_error(vma, error_code):
+            fault = handle_mm_fault(cpu, vma, addr, flags)
+        # Once only: the second time the fault waits where it is, with mmap_sem, so that it gets on.
+        flags = flags & ~FAULT_FLAG_ALLOW_RETRY
+        if fault & VM_FAULT_RETRY == 0:
+            up_read(cpu, mm.mmap_sem)
     trace(cpu, Tracepoint.page_fault_user, addr, error_code, fault)
     if fault & VM_FAULT_OOM:
         return -ENOMEM

@@ -22,10 +22,26 @@ class Stat(IntEnum):
     NR_MLOCK = 6
     NR_PAGETABLE = 7
     NR_KERNEL_PAGES = 8  # unmovable pages that are no page tables: zero pages
+    pgmigrate_success = 10
+    pgmigrate_fail = 11
+    thp_migration_success = 12
+    thp_migration_fail = 13
+    thp_migration_split = 14
+    compact_stall = 15  # direct compaction entered
+    compact_success = 16
+    compact_fail = 17
+    compact_migrate_scanned = 18
+    compact_free_scanned = 19
     pgfault = 20
     pgmajfault = 21
     pgalloc = 22
     pgfree = 23
+    pswpin = 24
+    pswpout = 25
+    pgactivate = 26
+    pgdeactivate = 27
+    pglazyfreed = 28
+    allocstall = 29  # direct reclaim entered
     thp_fault_alloc = 30
     thp_fault_fallback = 31
     thp_collapse_alloc = 32
@@ -51,6 +67,11 @@ class Stat(IntEnum):
     wp_huge_copy = 52
     wp_huge_fallback_pages = 53  # 3.6.1: COW of a THP into small pages
     mremap_huge = 54  # move_huge_pmd moved one
+    pgscan_direct = 55
+    pgscan_kswapd = 56
+    pgsteal_direct = 57
+    pgsteal_kswapd = 58
+    pageoutrun = 59  # kswapd set to work
     scan_result = 60  # 60 + SCAN_*: what khugepaged's looks ended with
 
 

@@ -21,7 +21,6 @@ from concur_thp.mm.flags import (
 )
 from concur_thp.mm.highmem import copy_page
 from concur_thp.mm.huge_entry import maybe_mkwrite
-from concur_thp.mm.mapcount import reuse_swap_page
 from concur_thp.mm.mm_types import MM_ANONPAGES, Entry, Page, Vma, mms
 from concur_thp.mm.page_alloc import alloc_page
 from concur_thp.mm.page_flags import PageAnon, PG_dirty, SetFlag
@@ -36,6 +35,7 @@ from concur_thp.mm.rmap import (
     page_remove_rmap,
 )
 from concur_thp.mm.swap import lru_cache_add_active_or_unevictable, put_page
+from concur_thp.mm.swap_reuse import reuse_swap_page
 from concur_thp.mm.vmstat import Stat, count_vm_event
 from concur_thp.sync.spinlock import assert_spin_locked, spin_lock, spin_unlock
 

@@ -13,7 +13,7 @@ from concur_thp.config import HPAGE_PMD_SIZE, PAGE_SIZE
 from concur_thp.mm.filemap import mm_counter_file
 from concur_thp.mm.huge_memory import __split_huge_pmd, zap_huge_pmd
 from concur_thp.mm.migration_entry import assert_migrating, migration_entry_to_page
-from concur_thp.mm.mm_types import MM_ANONPAGES, Entry, Mm, Page, Vma, mms
+from concur_thp.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, Entry, Mm, Page, Vma, mms
 from concur_thp.mm.mmu_gather import (
     tlb_finish_mmu,
     tlb_flush_mmu,
@@ -25,7 +25,7 @@ from concur_thp.mm.mmu_gather import (
 from concur_thp.mm.page_flags import PageAnon, PG_dirty, SetFlag
 from concur_thp.mm.pgtable import (
     get_and_clear,
-    is_migration_entry,
+    is_swap_entry,
     is_swap_pmd,
     mm_pmd,
     pmd_trans_huge,
@@ -41,6 +41,9 @@ from concur_thp.mm.pgtable_generic import pmd_trans_unstable
 from concur_thp.mm.pte import mm_counter, next_pmd_table, pmd_addr_end, vm_normal_page
 from concur_thp.mm.rmap import page_remove_rmap
 from concur_thp.mm.swap import lru_add_drain, mark_page_accessed
+from concur_thp.mm.swap_state import free_swap_and_cache
+from concur_thp.mm.swapops import pte_to_swp_entry
+from concur_thp.mm.tlb_batch import flush_tlb_batched_pending
 from concur_thp.sync.rwsem import assert_held
 from concur_thp.sync.spinlock import spin_lock, spin_unlock
 
@@ -110,6 +113,7 @@ def zap_pte_range(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, end: int):
     force_flush = 0
     anon = 0
     spin_lock(cpu, ptl)
+    flush_tlb_batched_pending(cpu, mm)
     while addr < end:
         value = pte.val.read()
         if pte_present(value):
@@ -154,16 +158,19 @@ def zap_file_page(cpu: Cpu, mm: Mm, page: Page, value: int):
 
 @kernel
 def zap_nonpresent_pte(cpu: Cpu, mm: Mm, pte: Entry, value: int):
-    """Take a migration entry down. It is counted in rss, but has no reference, no mapcount and no translation.
+    """Take a swap entry down, and with the last one its slot; or a migration entry, which is counted in rss, but has no
+    reference, no mapcount and no translation.
 
     Context: pte ptl held.
     Return: 1 for an anon page, whose rss the caller counts.
     Linux: mm/memory.c zap_pte_range, its branch for swap ptes
     """
-    bug_on(cpu, not is_migration_entry(value), "zap: a pte is a swap entry, and there is no swap (values: mm, pte)", mm.id,
-           value)
-    assert_migrating(cpu, value)
     set_entry(pte, 0)
+    if is_swap_entry(value):
+        mm.rss[MM_SWAPENTS].sub(1)
+        free_swap_and_cache(cpu, pte_to_swp_entry(value))
+        return 0
+    assert_migrating(cpu, value)
     counter = mm_counter(migration_entry_to_page(value))
     if counter != MM_ANONPAGES:
         mm.rss[counter].sub(1)

@@ -11,7 +11,7 @@ from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.futex import futex_wait, futex_wake
 from concur_thp.arch.irq import cpu_sleep, ipi_poll, local_irq_disable, local_irq_enable
 from concur_thp.arch.linker import inline, kernel
-from concur_thp.arch.listen import point
+from concur_thp.arch.listen import check_point, point
 from concur_thp.arch.points import Point
 from concur_thp.arch.struct import I16, I32, Struct, atomic, field
 from concur_thp.arch.trace import Tracepoint, trace
@@ -155,6 +155,7 @@ def spin_unlock(cpu: Cpu, lock: SpinLock):
     Context: the owner.
     Linux: include/linux/spinlock.h spin_unlock
     """
+    check_point(cpu, Point.SPIN_UNLOCK, lock)
     lock_release(cpu, lock)
     old = lock.word.xchg(0)
     bug_on(cpu, (old & ~WAITERS) != cpu.id + 1, "spinlock released by another than its owner", lock, old)

@@ -13,6 +13,7 @@ from concur_thp.arch.tlbflush import switch_mm
 from concur_thp.config import HPAGE_PMD_NR, HPAGE_PMD_SIZE, PAGE_SIZE
 from concur_thp.errors import EmulatorError
 from concur_thp.machine import Machine
+from concur_thp.mm.collapse_check import Scan
 from concur_thp.mm.flags import (
     MADV_DONTNEED,
     MADV_HUGEPAGE,
@@ -25,7 +26,6 @@ from concur_thp.mm.flags import (
 )
 from concur_thp.mm.fork import dup_mm, mm_alloc, mmput
 from concur_thp.mm.huge_memory import split_huge_pmd
-from concur_thp.mm.collapse_check import Scan
 from concur_thp.mm.khugepaged import khugepaged_scan_pmd
 from concur_thp.mm.mm_types import Mm, mms, percpu
 from concur_thp.mm.pgtable import mm_pmd, pmd_trans_huge

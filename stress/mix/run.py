@@ -3,7 +3,7 @@
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.irq import cpu_park, cpu_resume, ipi_poll
 from concur_thp.arch.linker import inline, kernel
-from concur_thp.arch.listen import point
+from concur_thp.arch.listen import check_point, point
 from concur_thp.arch.points import Point
 from concur_thp.arch.random import random_below
 from concur_thp.arch.system import system
@@ -37,7 +37,10 @@ from concur_thp.mm.fork import dup_mm, mm_alloc
 from concur_thp.mm.mm_types import Mm
 from concur_thp.mm.syscall import sys_brk, sys_madvise, sys_mmap, sys_mprotect, sys_mremap, sys_munmap
 from concur_thp.mm.uaccess import user_load, user_store
+from stress.mix.migrate import mix_compact, mix_migrate
+from stress.mix.physical import mix_drain, mix_split_page
 from stress.mix.pins import mix_forks, mix_pin, mix_pin_check, mix_unpin, mix_unpin_all
+from stress.mix.pressure import mix_reclaim
 from stress.mix.state import (
     FILE_PAGES,
     HALF,
@@ -316,6 +319,16 @@ def mix_step(cpu: Cpu):
         status = mix_pin_check(cpu)
     elif op == MixOp.unpin:
         mix_unpin(cpu, random_below(cpu, PINS))
+    elif op == MixOp.split_page:
+        status = mix_split_page(cpu)
+    elif op == MixOp.drain:
+        status = mix_drain(cpu)
+    elif op == MixOp.migrate:
+        status = mix_migrate(cpu)
+    elif op == MixOp.compact:
+        status = mix_compact(cpu)
+    elif op == MixOp.reclaim:
+        mix_reclaim(cpu)
     else:
         status = mix_change(cpu, op)
     mine.counts[op] = mine.counts[op] + 1
@@ -342,6 +355,7 @@ def mix_run(cpu: Cpu, steps: int):
             steps -= 1
             mix_step(cpu)
             ipi_poll(cpu)
+            check_point(cpu, Point.USER, 0)
         mix_detach(cpu)
     mix_unpin_all(cpu)
     point(cpu, Point.USER)

@@ -33,6 +33,9 @@ class MixOp(IntEnum):
     pin = 20
     pin_check = 21
     unpin = 22
+    migrate = 23
+    compact = 24
+    reclaim = 25
 
 
 class MixRow(NamedTuple):
@@ -67,6 +70,9 @@ MIX_TABLE = (
     MixRow(MixOp.pin, 16, "pin a page, or a few, by get_user_pages, for reading or writing"),
     MixRow(MixOp.pin_check, 40, "look at a pinned frame, and write through it where that is lawful"),
     MixRow(MixOp.unpin, 16, "give a pin back"),
+    MixRow(MixOp.migrate, 12, "move the page at a random address to another frame, found by address or by frame"),
+    MixRow(MixOp.compact, 1, "compact a zone, for one huge page or for all that can be done"),
+    MixRow(MixOp.reclaim, 4, "age a few pages and reclaim a few, as direct reclaim would"),
 )
 
 assert [row.op for row in MIX_TABLE] == list(MixOp)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from concur_thp.arch.bug import bug_on
+from concur_thp.arch.bug import bug_on, panic_check
 from concur_thp.arch.builtins import cpu_relax
 from concur_thp.arch.cpu import Cpu, cpus
 from concur_thp.arch.futex import sched_yield
@@ -178,29 +178,36 @@ def test_a_writer_is_alone_and_readers_are_not(machine_factory, crowd, chaos):
 
 @kernel
 def read_until_told(cpu: Cpu):
-    """Readers that overlap without a gap: at no moment is the semaphore free by itself.
+    """Two readers that overlap without a gap: who has the token stays inside until the other has come in and got it.
 
     Context: irqs on. Emulator: a test.
     """
     cpu_resume(cpu)
-    me = cpu.id
+    sem = test_locks[MMAP_SEM].sem
+    other = 1 - cpu.id
     while shared.word[7].read() == 0:
-        down_read(cpu, test_locks[MMAP_SEM].sem)
-        shared.word[me].add(1)
-        # Hold on until the other reader is inside too, or somebody waits.
-        seen = shared.word[1 - me].read()
-        while (shared.word[1 - me].read() == seen and shared.word[7].read() == 0
-               and test_locks[MMAP_SEM].sem.count.read() & RWSEM_WAITERS == 0):
+        down_read(cpu, sem)
+        shared.word[6].xchg(cpu.id)
+        shared.word[cpu.id].add(1)
+        # The other cannot come in when it is queued behind the writer: then, and only then, leave without it.
+        while shared.word[6].read() == cpu.id and shared.word[7].read() == 0 and sem.tail != other + 1:
             ipi_poll(cpu)
+            panic_check(cpu)
             sched_yield()
-        up_read(cpu, test_locks[MMAP_SEM].sem)
+        up_read(cpu, sem)
     cpu_park(cpu)
 
 
 @kernel
 def write_once(cpu: Cpu):
-    """Context: irqs on. Emulator: a test."""
+    """Come when both readers are under way, and stop them from inside.
+
+    Context: irqs on. Emulator: a test.
+    """
     cpu_resume(cpu)
+    while shared.word[0].read() < 5 or shared.word[1].read() < 5:
+        ipi_poll(cpu)
+        sched_yield()
     down_write(cpu, test_locks[MMAP_SEM].sem)
     shared.word[7].store(1)
     up_write(cpu, test_locks[MMAP_SEM].sem)
@@ -327,7 +334,7 @@ def hold_and_flush(cpu: Cpu, kind: int):
 
 @pytest.mark.parametrize("kind", [0, 2, 3], ids=["spinlock", "rwsem", "page lock"])
 def test_who_waits_for_a_lock_serves_the_holders_flushes(machine_factory, kind):
-    """The holder of a lock flushes under it, as zap_pte_range does: a waiter that served nothing would deadlock it."""
+    """The holder of a lock flushes under it, as zap_pte_range does: a waiter that served nothing would block it."""
     machine = boot(machine_factory)
     holder = start(machine, 0, lambda cpu: hold_and_flush(cpu, kind))
     wait_for(lambda: shared.word[0].load(), "the holder")

@@ -152,8 +152,10 @@ def test_an_object_is_compiled_once(cache, compiles):
     assert compiles == ["callee"] and first == second
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"", lambda data: data[:40] + b"x" + data[41:]],
-                         ids=["cut", "empty", "changed"])
+DAMAGE = {"cut": lambda data: data[:-1], "empty": lambda data: b"", "changed": lambda data: data[:40] + b"?" + data[41:]}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_object_is_compiled_again(cache, compiles, damage):
     whole = native.object_for(callee)
     [path] = (p for p in (cache / "objects").rglob("*") if p.is_file())
@@ -205,7 +207,8 @@ def test_a_slot_runs_what_is_written_into_it():
     assert caller(5) == 5
 
 
-BUILD = "from concur_thp.arch import native; from concur_thp.sync import bit_lock; native.link(); print(bit_lock.bit_lock.address != 0)"
+BUILD = ("from concur_thp.arch import native; from concur_thp.sync import bit_lock; native.link();"
+         "print(bit_lock.bit_lock.address != 0)")
 
 
 def test_two_processes_may_build_at_once(cache):

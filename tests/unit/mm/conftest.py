@@ -30,6 +30,7 @@ from concur_thp.mm.munmap import vm_munmap
 from concur_thp.mm.pcp import drain_pcp
 from concur_thp.mm.pgtable import entry_pfn, mm_pmd, pmd_trans_huge, pte_offset
 from concur_thp.mm.swap import lru_add_drain
+from concur_thp.mm.swap_state import drop_swap_cache
 from concur_thp.mm.thp_sysfs import set_switch
 from concur_thp.mm.uaccess import user_load, user_store
 from concur_thp.mm.vma_tree import find_vma
@@ -107,6 +108,7 @@ class Task:
         assert audit(self.machine.config).violations == []
         for mm in list(self.mms):
             self.exit(mm)
+        drop_swap_cache(self.cpu)
         drop_caches(self.cpu)
         lru_add_drain(self.cpu)
         shrink_huge_zero_page(self.cpu)

@@ -1,7 +1,4 @@
-"""The worked ledgers A1, A2 and A3 (semantics, Appendix A), number by number. N is 512 and 8.
-
-What needs split_huge_page() (the end of A1, the middle of A3) is not here.
-"""
+"""The worked ledgers A1, A2 and A3 (semantics, Appendix A), number by number. N is 512 and 8."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,6 +11,8 @@ from concur_thp.arch.irq import cpu_resume
 from concur_thp.arch.linker import interpreted
 from concur_thp.config import PAGE_SIZE, PMD_SIZE
 from concur_thp.machine import Machine
+from concur_thp.mm.anon_vma import anon_vma_lock_write, anon_vma_unlock_write, page_anon_vma
+from concur_thp.mm.errno import EBUSY
 from concur_thp.mm.flags import MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE
 from concur_thp.mm.fork import dup_mm, mm_alloc, mmput, switch_to_mm
 from concur_thp.mm.huge_split_pmd import split_huge_pmd_address
@@ -22,9 +21,19 @@ from concur_thp.mm.mapcount import page_mapcount, total_mapcount
 from concur_thp.mm.mm_types import MM_ANONPAGES, Mm, Page, mem_map, pgdat
 from concur_thp.mm.mmap import do_mmap
 from concur_thp.mm.page_flags import PageDoubleMap, tail_page
+from concur_thp.mm.page_list import PageList
+from concur_thp.mm.page_lock import PageLocked, lock_page, unlock_page
 from concur_thp.mm.page_ref import get_page, page_ref_count
 from concur_thp.mm.pgtable import entry_pfn, mm_pmd, pmd_table, pmd_trans_huge
 from concur_thp.mm.put_page import put_page
+from concur_thp.mm.split_huge_page import (
+    TTU_SPLIT,
+    can_split_huge_page,
+    freeze_and_split,
+    release_pieces,
+    split_huge_page,
+)
+from concur_thp.mm.try_to_unmap import remove_migration_range, try_to_unmap
 from concur_thp.mm.uaccess import user_store
 from concur_thp.mm.vma_tree import find_vma
 from concur_thp.mm.vmstat import vmstat
@@ -122,7 +131,40 @@ def test_a1(order: int, plain: bool) -> None:
         assert w.row() == Row(2 * n - 2, -1, 0, 1, -1)
         assert pgdat.split_queue_len == 1 and vmstat()["thp_deferred_split_page"] == 1
         assert vmstat()["thp_split_pmd"] == 2 and vmstat()["NR_ANON_MAPPED"] == n - 1
+        shrinker_splits_it(w, n)
+        assert vmstat()["NR_ANON_MAPPED"] == n - 1
+        assert w.parent.rss[MM_ANONPAGES].read() == child.rss[MM_ANONPAGES].read() == n - 1
         give_up(w, child)
+
+
+def shrinker_splits_it(w: World, n: int) -> None:
+    """The rows of A1 from the shrinker's pin on, with its steps taken one by one."""
+    cpu, head = w.cpu, w.page
+    get_page(cpu, head)
+    lock_page(cpu, head)
+    assert page_ref_count(head) == 2 * n - 1 and total_mapcount(head) == 2 * n - 2
+    assert can_split_huge_page(cpu, head)
+    anon_vma = page_anon_vma(head)
+    anon_vma_lock_write(cpu, anon_vma)
+    assert try_to_unmap(cpu, head, TTU_SPLIT) == 1
+    assert w.row() == Row(1, -1, 0, -1, -1)
+    assert freeze_and_split(cpu, head, PageList(0))
+    pieces = [tail_page(head, i) for i in range(n)]
+    assert [page_ref_count(piece) for piece in pieces] == [1] * n
+    assert pgdat.split_queue_len == 0
+    remove_migration_range(cpu, head, head, n, 1)
+    refs, maps = [3] * n, [1] * n
+    refs[K], maps[K] = 1, -1
+    assert [page_ref_count(piece) for piece in pieces] == refs
+    assert [piece._mapcount.read() for piece in pieces] == maps
+    anon_vma_unlock_write(cpu, anon_vma)
+    release_pieces(cpu, head, head)
+    assert page_ref_count(head) == 3
+    assert [page_ref_count(piece) for piece in pieces[1:]] == [0 if i == K else 2 for i in range(1, n)]
+    assert all(PageLocked(piece) == (i == 0) for i, piece in enumerate(pieces))
+    unlock_page(cpu, head)
+    put_page(cpu, head)
+    assert page_ref_count(head) == 2
 
 
 @SIZES
@@ -147,8 +189,18 @@ def test_a3(order: int, plain: bool) -> None:
         assert w.row() == Row(n + 1, -1, 0, 0, 0)
         assert page_ref_count(tail_page(w.page, 7)) == 0
         assert total_mapcount(w.page) == n and page_mapcount(tail_page(w.page, 7)) == 1
+        get_page(w.cpu, w.page)
+        lock_page(w.cpu, w.page)
+        assert w.row() == Row(n + 2, -1, 0, 0, 0)
+        assert split_huge_page(w.cpu, w.page) == -EBUSY
+        assert w.row() == Row(n + 2, -1, 0, 0, 0) and vmstat()["thp_split_page_failed"] == 1
         put_page(w.cpu, tail_page(w.page, 7))
-        assert page_ref_count(w.page) == n
+        assert page_ref_count(w.page) == n + 1
+        assert split_huge_page(w.cpu, w.page) == 0 and vmstat()["thp_split_page"] == 1
+        unlock_page(w.cpu, w.page)
+        put_page(w.cpu, w.page)
+        assert [page_ref_count(tail_page(w.page, i)) for i in range(n)] == [1] * n
+        assert [tail_page(w.page, i)._mapcount.read() for i in range(n)] == [0] * n
         give_up(w, Mm(0))
 
 

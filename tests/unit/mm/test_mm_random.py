@@ -351,7 +351,7 @@ def test_against_the_model(seed: int, split: int) -> None:
 
 def test_against_the_model_x86() -> None:
     with Machine(memory="128M", order=9, cpus=1, mms=8) as machine:
-        run(machine, 1, 100, 50)
+        run(machine, 1, 60, 30)
 
 
 def test_against_the_model_interpreted() -> None:

@@ -37,9 +37,9 @@ from concur_thp.mm.rmap import (
     page_move_anon_rmap,
     page_remove_rmap,
     page_trans_huge_mapcount,
-    reuse_swap_page,
     total_mapcount,
 )
+from concur_thp.mm.swap_reuse import reuse_swap_page
 from concur_thp.mm.vma_adjust import vm_area_alloc
 from concur_thp.mm.vma_tree import vma_link
 from concur_thp.mm.vmstat import Stat, mod_stat, vmstat

@@ -1,0 +1,35 @@
+"""Hold one CPU at a named point while others go on: how a litmus test makes an interleaving certain."""
+
+from collections.abc import Callable
+
+from concur_thp.arch.cpu import Cpu
+from concur_thp.arch.listen import HOLD_NONE, HOLD_OVER, HOLD_THERE, HOLD_WANTED, LISTEN_HOLD
+from concur_thp.arch.points import Point
+from concur_thp.arch.system import system
+from concur_thp.machine import Machine
+from tests.processes import finish, start, wait_for
+
+
+def run_held(machine: Machine, held: Callable[[Cpu], object], where: Point, other: Callable[[Cpu], object],
+             other_waits: Callable[[], object]) -> list[int]:
+    """CPU 0 runs `held` up to the point; then CPU 1 runs `other` until it ends or `other_waits()`; then both finish.
+
+    Returns the exit statuses. The point must be reached.
+    """
+    system.hold_cpu, system.hold_point = 0, int(where)
+    system.hold_state.store(HOLD_WANTED)
+    system.listen.or_(LISTEN_HOLD)
+    first = start(machine, 0, held)
+    wait_for(lambda: system.hold_state.load() == HOLD_THERE, f"CPU 0 at {where.name}")
+    second = start(machine, 1, other)
+    wait_for(lambda: other_waits() or _ended(second), "CPU 1 at its end or waiting")
+    system.hold_state.store(HOLD_OVER)
+    statuses = finish([first, second])
+    system.hold_state.store(HOLD_NONE)
+    system.listen.and_(~LISTEN_HOLD)
+    return statuses
+
+
+def _ended(pid: int) -> bool:
+    with open(f"/proc/{pid}/stat") as stat:
+        return stat.read().rpartition(")")[2].split()[0] == "Z"

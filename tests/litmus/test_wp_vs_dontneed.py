@@ -1,0 +1,95 @@
+"""K17: a huge COW on one CPU, MADV_DONTNEED of a page of the same range on another.
+
+v4.20 takes the old pmd down to none before it sets the copy. DONTNEED looks at the pmd without the lock:
+
+    CPU0 do_huge_pmd_wp_page                  CPU1 MADV_DONTNEED
+    copies the old data
+    pmdp_huge_clear_flush()                   pmd none: nothing to do, return 0
+    set_pmd_at(copy)                          load: the old data
+
+Found by `concur-thp stress --cpus 3 --chaos`, about once in 25 runs of 5 s.
+"""
+
+import pytest
+
+from concur_thp.arch.cpu import Cpu, cpus
+from concur_thp.arch.irq import cpu_park, cpu_resume
+from concur_thp.arch.points import Point
+from concur_thp.check.audit import audit
+from concur_thp.config import HPAGE_PMD_NR, HPAGE_PMD_SIZE, PAGE_SIZE
+from concur_thp.machine import Machine
+from concur_thp.mm.flags import MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE
+from concur_thp.mm.fork import dup_mm, mm_alloc, mmget, mmput, switch_to_mm
+from concur_thp.mm.mm_types import mms
+from concur_thp.mm.page_alloc import alloc_pages
+from concur_thp.mm.syscall import sys_madvise, sys_mmap
+from concur_thp.mm.uaccess import user_load, user_store
+from concur_thp.mm.vmstat import Stat
+from tests.litmus.held import run_held
+
+OLD = 7
+
+
+def run_in(mm: int, cpu: Cpu) -> None:
+    mmget(mms[mm])
+    cpu_resume(cpu)
+    switch_to_mm(cpu, mm)
+
+
+def leave(mm: int, cpu: Cpu) -> None:
+    switch_to_mm(cpu, 0)
+    mmput(cpu, mms[mm])
+    cpu_park(cpu)
+
+
+@pytest.mark.parametrize("order", [9, 3])
+@pytest.mark.parametrize("small_pages", [False, True], ids=["huge copy", "fallback to small"])
+def test_what_dontneed_threw_away_does_not_come_back_with_the_copy(order: int, small_pages: bool) -> None:
+    with Machine(memory="64M" if order == 9 else "4M", order=order, cpus=2) as machine:
+        start, page = 64 * int(HPAGE_PMD_SIZE), 3 * PAGE_SIZE
+        cpu = machine.cpu(0)
+        mm = mms.index(mm_alloc(cpu))
+        cpu_resume(cpu)
+        switch_to_mm(cpu, mm)
+        size = int(HPAGE_PMD_SIZE)
+        assert sys_mmap(cpu, start, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, 0, 0) == start
+        assert user_store(cpu, start + page, OLD) == 0
+        child = mms.index(dup_mm(cpu, mms[mm]))  # From here on the huge page is shared: a write copies it.
+        taken = []
+        while small_pages and (huge := alloc_pages(cpu, order, 1, 0x4008)):  # movable, compound
+            taken.append(huge)
+        if small_pages:  # One block for the small copies.
+            from concur_thp.mm.page_alloc import __free_pages
+
+            __free_pages(cpu, taken.pop(), order)
+            hog = [alloc_pages(cpu, 0, 1, 0x8)]
+        switch_to_mm(cpu, 0)
+        cpu_park(cpu)
+
+        def writer(cpu: Cpu) -> bool:
+            run_in(mm, cpu)
+            done = user_store(cpu, start, 1) == 0
+            leave(mm, cpu)
+            return done
+
+        def discarder(cpu: Cpu) -> bool:
+            run_in(mm, cpu)
+            done = sys_madvise(cpu, start + page, PAGE_SIZE, MADV_DONTNEED) == 0
+            done = done and user_load(cpu, start + page) == 0 and cpu.scratch[0] == 0
+            leave(mm, cpu)
+            return done
+
+        waits = lambda: cpus[1].acquiring != 0  # noqa: E731 - it stands at the ptl that CPU 0 holds
+        assert run_held(machine, writer, Point.WP_HUGE_FLUSHED, discarder, waits) == [0, 0]
+        copied = Stat.wp_huge_fallback_pages if small_pages else Stat.wp_huge_copy
+        assert cpus[0].vmstat[int(copied)] == 1
+        if small_pages:
+            for huge in taken:
+                __free_pages(cpu, huge, order)
+            __free_pages(cpu, hog[0], 0)
+        assert not audit(machine.config).violations
+        cpu_resume(cpu)
+        mmput(cpu, mms[child])
+        mmput(cpu, mms[mm])
+        cpu_park(cpu)
+        assert int(HPAGE_PMD_NR) == 1 << order
