@@ -1,8 +1,8 @@
 """The deferred split queue: THPs with holes, kept for the time of memory pressure (R38). (Linux: mm/huge_memory.c)
 
 A THP that lost a mapping of some subpage is only noted here, because whoever notices holds a ptl and cannot split. The
-list runs through tail 2 of each THP; a link word of 0 means "on no list" (I17). The shrinker moves what it works on to a
-private list; a page may leave that one by anybody's hand too, so the outer links of a list say which list it is.
+list runs through tail 2 of each THP; a link word of 0 means "on no list" (I17). The shrinker moves what it works on to
+a private list; a page may leave that one by anybody's hand too, so the outer links of a list say which list it is.
 """
 
 from concur_thp.arch.bug import bug_on

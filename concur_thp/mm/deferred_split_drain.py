@@ -18,7 +18,7 @@ from concur_thp.mm.deferred_split import (
     split_queued,
 )
 from concur_thp.mm.mm_types import NIL, mem_map, pgdat
-from concur_thp.mm.page_flags import PageHead, tail_page
+from concur_thp.mm.page_flags import PageHead, page_to_pfn, tail_page
 from concur_thp.mm.page_lock import trylock_page, unlock_page
 from concur_thp.mm.page_ref import get_page_unless_zero
 from concur_thp.mm.split_huge_page import split_huge_page
@@ -74,7 +74,8 @@ def pin_queued(cpu: Cpu, nr: int):
     while pfn != NIL and nr > 0:
         head = mem_map[pfn]
         pfn = link_pfn(tail_page(head, 2).deferred_next)
-        bug_on(cpu, not PageHead(head), "deferred split queue: not a huge page (values: pfn, flags)", pfn, head.flags.read())
+        bug_on(cpu, not PageHead(head), "deferred split queue: not a huge page (values: pfn, flags)", page_to_pfn(head),
+               head.flags.read())
         if get_page_unless_zero(head):
             list_del(head)
             list_add_tail(head, cpu.id + 1)
@@ -90,7 +91,8 @@ def splice_back(cpu: Cpu):
     mine = split_lists[cpu.id]
     while mine.head != NIL:
         head = mem_map[mine.head]
-        bug_on(cpu, not split_queued(head), "deferred split: a private list is broken (values: pfn, cpu)", mine.head, cpu.id)
+        bug_on(cpu, not split_queued(head), "deferred split: a private list is broken (values: pfn, cpu)", mine.head,
+               cpu.id)
         list_del(head)
         list_add_tail(head, 0)
 

@@ -129,11 +129,11 @@ def change_huge_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, newprot: int):
 def madvise_free_huge_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, next: int):
     """MADV_FREE on [addr, next) of a huge pmd: clean and old, so that reclaim may drop the page unless it is written.
 
-    Context: mmap_sem read; a gather is open on this CPU; takes the pmd ptl and, by trylock, the page lock. May sleep, in
-    the split of a page of which only a part is meant.
+    Context: mmap_sem read; a gather is open on this CPU; takes the pmd ptl and, by trylock, the page lock. May sleep,
+    in the split of a page of which only a part is meant.
     Return: 1 when done; 0: not done. The pmd may still be huge then, and the caller leaves it alone.
     Linux: mm/huge_memory.c madvise_free_huge_pmd
-    Differs: asks for the mapcount with the page locked: half-way through a migration it is 1 in whoever is mapped again.
+    Differs: asks for the mapcount with the page locked: half-way through a migration it is 1 for a shared page too.
     """
     if not pmd_trans_huge_lock(cpu, pmd):
         return 0

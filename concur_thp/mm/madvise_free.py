@@ -77,7 +77,7 @@ def madvise_free_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, end: int):
 def madvise_free_pte_range(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, end: int):
     """The ptes of one table.
 
-    Context: mmap_sem read, a gather is open; takes the pte ptl and, by trylock, page locks. Sleeps in the split of a THP.
+    Context: mmap_sem read, a gather is open; takes the pte ptl and, by trylock, page locks. May sleep, to split a THP.
     Linux: mm/madvise.c madvise_free_pte_range
     """
     mm = mms[vma.vm_mm]
@@ -108,7 +108,7 @@ def madvise_free_pte_range(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, end: int):
 
 @inline
 def split_mapped_page(cpu: Cpu, page: Page, ptl: SpinLock):
-    """Split a THP that a pte maps; the ptl is dropped meanwhile. 0 when others map the page too, lock it or pin it."""
+    """Split a THP that a pte maps, the ptl dropped meanwhile. 0 when others map the page too, lock it or pin it."""
     if page_mapcount(page) != 1 or not trylock_page(cpu, page):
         return 0
     get_page(cpu, page)

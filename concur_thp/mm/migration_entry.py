@@ -1,4 +1,4 @@
-"""Migration entries: what stands in a table while a page is being split or migrated. (Linux: linux/swapops.h, mm/migrate.c)
+"""Migration entries: what stands in a table while a page is split or migrated. (Linux: linux/swapops.h, mm/migrate.c)
 
 An entry names a page that is locked for as long as the entry exists (I10). It owns no reference and no mapcount; it is
 still counted in rss. Whoever faults on it waits for the page lock and then tries the access again.
@@ -99,8 +99,8 @@ def wait_for_migration(cpu: Cpu, entry: int, migrating: int, ptl: SpinLock):
         return 0
     assert_migrating(cpu, entry)
     page = migration_entry_to_page(entry)
-    # Never get_page(): a tail has no count of its own and a frozen head has 0, which must stay 0 (X23). There is nothing
-    # to sleep on then; the fault comes again until the splitter has given the piece its own count.
+    # Never get_page(): a tail has no count of its own and a frozen head has 0, which must stay 0 (X23). There is
+    # nothing to sleep on then; the fault comes again until the splitter has given the piece its own count.
     taken = get_page_unless_zero(page)
     spin_unlock(cpu, ptl)
     point(cpu, Point.MIGRATION_ENTRY_WAIT)
@@ -115,6 +115,6 @@ def wait_for_migration(cpu: Cpu, entry: int, migrating: int, ptl: SpinLock):
 
 
 __all__ = [
-    "assert_migrating", "is_write_migration_entry", "make_migration_entry", "make_migration_entry_read", "migration_entry_to_page",
-    "migration_entry_wait", "pmd_migration_entry_wait",
+    "assert_migrating", "is_write_migration_entry", "make_migration_entry", "make_migration_entry_read",
+    "migration_entry_to_page", "migration_entry_wait", "pmd_migration_entry_wait",
 ]

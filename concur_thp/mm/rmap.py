@@ -29,7 +29,6 @@ from concur_thp.mm.page_flags import (
     TestClearFlag,
     TestClearPageDoubleMap,
     TestFlag,
-    TestSetFlag,
     TestSetPageDoubleMap,
     compound_head,
     hpage_nr_pages,
@@ -278,27 +277,10 @@ def __clear_page_mlock(cpu: Cpu, head: Page):
     return 0
 
 
-@kernel
-def mlock_vma_page(cpu: Cpu, page: Page):
-    """A page of a VM_LOCKED vma: make it unevictable, unless it is so already.
-
-    Context: page lock held; a ptl may be. Takes lru_lock.
-    Linux: mm/mlock.c mlock_vma_page
-    """
-    bug_on(cpu, not TestFlag(page, PG_locked), "mlock_vma_page: not locked (value: pfn)", page_to_pfn(page), 0)
-    if TestSetFlag(page, PG_mlocked):
-        return 0
-    mod_stat(cpu, Stat.NR_MLOCK, hpage_nr_pages(page))
-    if isolate_lru_page(cpu, page):
-        putback_lru_page(cpu, page)
-    return 0
-
-
 __all__ = [
     "anon_mapping",
     "clear_page_mlock",
     "compound_mapcount",
-    "mlock_vma_page",
     "page_add_anon_rmap",
     "page_add_file_rmap",
     "page_add_new_anon_rmap",

@@ -1,6 +1,6 @@
 """split_huge_page: one compound page becomes N small ones, wherever it is mapped. (Linux: mm/huge_memory.c)
 
-It fails with -EBUSY when anybody but page tables and the caller has a reference, as those cannot be handed to the pieces
+It fails with -EBUSY when anybody but page tables and the caller has a reference: those cannot be handed to the pieces
 (R7, R32). The order is everything:
 
     lock the anon_vma        no other split, no collapse, no fork or vma change
@@ -90,8 +90,8 @@ def split_huge_page(cpu: Cpu, page: Page):
 def split_huge_page_to_list(cpu: Cpu, page: Page, pages: PageList):
     """Split the THP that `page` is a subpage of. Pieces that nothing maps are freed.
 
-    Context: the page lock held and one reference, no spinlock; both belong to `page` alone afterwards, whichever subpage
-    it is. Sleeps. `pages` gets the tails when the caller has isolated the page; else NULL.
+    Context: the page lock held and one reference, no spinlock; both belong to `page` alone afterwards, whichever
+    subpage it is. Sleeps. `pages` gets the tails when the caller has isolated the page; else NULL.
     Return: 0; -EBUSY: the page is still whole, though no pmd may map it any more.
     Linux: mm/huge_memory.c split_huge_page_to_list
     Differs: anon pages only.
@@ -132,7 +132,7 @@ def split_unmapped(cpu: Cpu, page: Page, head: Page, pages: PageList):
         lru_add_drain(cpu)  # 3.18.5: munlocking has put it on a pagevec, with a reference
     frozen = freeze_and_split(cpu, head, pages)
     if frozen and PageSwapCache(head):
-        # Before the pieces are unlocked: an unlocked one may leave the swap cache, and its slot must be an ordinary one.
+        # Before the pieces are unlocked: an unlocked one may leave the swap cache, so its slot must be ordinary by then.
         split_swap_cluster(cpu, head.private)
     point(cpu, Point.SPLIT_PAGE_SPLIT)
     # 3.18.10.h and 11: one walk for all the pieces, or for the page that is still whole (X21).

@@ -73,7 +73,8 @@ def __split_huge_page(cpu: Cpu, head: Page, pages: PageList):
 def __split_huge_page_tail(cpu: Cpu, head: Page, tail: Page, i: int, flags: int, count: int):
     """3.18.10.d: one tail."""
     bug_on(cpu, tail._mapcount.read() != -1 or tail._refcount.read() != 0,
-           "split: a tail is mapped or has references (values: pfn, mapcount)", page_to_pfn(tail), tail._mapcount.read())
+           "split: a tail is mapped or has references (values: pfn, mapcount)", page_to_pfn(tail),
+           tail._mapcount.read())
     tail.flags.write(tail.flags.read() & (1 << PG_hwpoison) | flags)
     tail.mapping = head.mapping
     tail.index = head.index + i
@@ -85,7 +86,7 @@ def __split_huge_page_tail(cpu: Cpu, head: Page, tail: Page, i: int, flags: int,
 
 @inline
 def lru_add_page_tail(head: Page, tail: Page, flags: int, number: int, pages: PageList):
-    """Where the tail goes: next to its head; to the isolator's list; or, if that has none, to the LRU. lru_lock held."""
+    """Where the tail goes: next to its head; to the isolator's list; or, without one, to the LRU. lru_lock held."""
     if flags & (1 << PG_lru):
         link_before(head, tail, pgdat.lru[number])
     elif pages:

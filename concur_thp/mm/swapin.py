@@ -43,7 +43,7 @@ from concur_thp.mm.pte import mk_pte
 from concur_thp.mm.rmap import page_add_anon_rmap
 from concur_thp.mm.swap import activate_page, lru_cache_add, put_page
 from concur_thp.mm.swap_io import swap_readpage
-from concur_thp.mm.swap_map import vm_swap_full
+from concur_thp.mm.swap_map import swap_info, vm_swap_full
 from concur_thp.mm.swap_reuse import reuse_swap_page
 from concur_thp.mm.swap_state import add_to_swap_cache, lookup_swap_cache, try_to_free_swap
 from concur_thp.mm.swapfile import swap_free, swapcache_prepare
@@ -125,6 +125,8 @@ def do_swap_page(cpu: Cpu, vma: Vma, addr: int, pmd: Entry, orig_pte: int, flags
         migration_entry_wait(cpu, mm, pmd, addr)
         return 0  # The access is tried again.
     entry = pte_to_swp_entry(orig_pte)
+    bug_on(cpu, entry <= 0 or entry >= swap_info.max, "do_swap_page: there is no such slot (values: address, pte)", addr,
+           orig_pte)
     fault = 0
     page = lookup_swap_cache(cpu, entry)
     if not page:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from concur_thp.arch.bug import bug_on
-from concur_thp.arch.cpu import Cpu
+from concur_thp.arch.cpu import Cpu, cpus
 from concur_thp.arch.futex import sched_yield
 from concur_thp.arch.irq import cpu_park, cpu_resume, ipi_poll
 from concur_thp.arch.linker import inline, kernel
+from concur_thp.arch.points import Point
 from concur_thp.arch.random import random_below
 from concur_thp.arch.shared import SharedArray, SharedOne
 from concur_thp.arch.struct import I64, Struct, atomic, field
@@ -38,14 +39,17 @@ from concur_thp.mm.gup import follow_page
 from concur_thp.mm.gup_fast import __get_user_pages_fast, get_user_pages_fast
 from concur_thp.mm.huge_split_pmd import split_huge_pmd_address
 from concur_thp.mm.madvise import do_madvise
-from concur_thp.mm.mm_types import Mm, Page, Slot, frames, mms
+from concur_thp.mm.mm_types import Mm, Page, Slot, frames, mem_map, mms
 from concur_thp.mm.mmap import vm_mmap
 from concur_thp.mm.pcp import drain_pcp
+from concur_thp.mm.pgtable import mm_pmd, pmd_trans_huge
+from concur_thp.mm.put_page import put_page
 from concur_thp.mm.swap import lru_add_drain
 from concur_thp.mm.thp_sysfs import set_switch
 from concur_thp.mm.uaccess import user_load, user_store
 from concur_thp.mm.vma_tree import find_vma
 from concur_thp.sync.rwsem import down_read, up_read
+from tests.litmus.held import run_held
 from tests.processes import run_all
 
 ENOUGH = 300
@@ -107,15 +111,15 @@ def hold(cpu: Cpu):
 
 
 @kernel
-def pin_and_write(cpu: Cpu, rounds: int):
+def pin_and_write(cpu: Cpu):
     """Pin a page, store into the frame, load as the program: the same word, whatever happens to the mapping meanwhile.
 
     Context: user mode. Emulator: a test.
     """
     enter(cpu)
-    for i in range(rounds):
-        if litmus.over.read():
-            break
+    i = 0
+    while not litmus.over.read():
+        i += 1
         addr = litmus.start + (random_below(cpu, HPAGE_PMD_NR) << PAGE_SHIFT)
         if __get_user_pages_fast(cpu, addr, 1, 1, litmus_pages[0]) != 1:
             litmus.misses.add(1)
@@ -124,13 +128,11 @@ def pin_and_write(cpu: Cpu, rounds: int):
             litmus.pins.add(1)
         pfn = litmus_pages[0].value
         declare_pin(cpu, 0, pfn)
-        value = i + 1
-        frames[pfn].word[0].store(value)
+        frames[pfn].word[0].store(i)
         hold(cpu)
-        bug_on(cpu, user_load(cpu, addr) != 0 or cpu.scratch[0] != value,
-               "the program does not load what was stored through the pin (values: loaded, stored)", cpu.scratch[0],
-               value)
-        bug_on(cpu, user_store(cpu, addr, -value) != 0 or frames[pfn].word[0].load() != -value,
+        bug_on(cpu, user_load(cpu, addr) != 0 or cpu.scratch[0] != i,
+               "the program does not load what was stored through the pin (values: loaded, stored)", cpu.scratch[0], i)
+        bug_on(cpu, user_store(cpu, addr, -i) != 0 or frames[pfn].word[0].load() != -i,
                "the program's store is not in the pinned frame (values: pfn, in frame)", pfn,
                frames[pfn].word[0].load())
         unpin(cpu, 0)
@@ -186,27 +188,27 @@ def break_up(cpu: Cpu, mm: Mm, by_pmd: int):
 
 
 @kernel
-def pin_and_keep(cpu: Cpu, rounds: int):
+def pin_and_keep(cpu: Cpu):
     """Pin a page that is being zapped; what was pinned is not freed, so nobody clears it for another use.
 
     Context: user mode. Emulator: a test.
     """
     enter(cpu)
-    for i in range(rounds):
-        if litmus.over.read():
-            break
+    i = 0
+    while not litmus.over.read():
+        i += 1
         addr = litmus.start + (random_below(cpu, HPAGE_PMD_NR) << PAGE_SHIFT)
         if __get_user_pages_fast(cpu, addr, 1, 1, litmus_pages[0]) != 1:
             litmus.misses.add(1)
-            ipi_poll(cpu)
+            hold(cpu)
             continue
         litmus.pins.add(1)
         pfn = litmus_pages[0].value
         declare_pin(cpu, 0, pfn)
-        frames[pfn].word[1].store(i + 1)
+        frames[pfn].word[1].store(i)
         hold(cpu)
         check_pin(cpu, 0)
-        bug_on(cpu, frames[pfn].word[1].load() != i + 1, "a pinned frame went to somebody else (values: pfn, word)",
+        bug_on(cpu, frames[pfn].word[1].load() != i, "a pinned frame went to somebody else (values: pfn, word)",
                pfn, frames[pfn].word[1].load())
         unpin(cpu, 0)
     leave(cpu)
@@ -232,29 +234,41 @@ def zap_and_fill(cpu: Cpu, rounds: int):
 
 
 @pytest.fixture(params=[False, True], ids=["free", "chaos"])
-def arena(request: pytest.FixtureRequest, machine_factory: Callable[..., Machine]) -> Iterator[Machine]:
+def arena(request: pytest.FixtureRequest, quiet_arena: Machine) -> Machine:
+    """A quiet_arena, with and without random delays."""
+    if request.param:
+        quiet_arena.listen_chaos(short=3, long=6)
+    return quiet_arena
+
+
+@pytest.fixture
+def quiet_arena(machine_factory: Callable[..., Machine]) -> Iterator[Machine]:
     """A machine with one huge range, written page by page; audited when everybody has left."""
     machine = machine_factory(cpus=2, order=3, memory="4M")
     cpu = machine.cpu(0)
     cpu_resume(cpu)
-    set_switch("enabled", "never")
-    mm = Mm(int(mm_alloc(cpu)))
-    litmus.mm, litmus.start = mm.id, 4 * int(HPAGE_PMD_SIZE)
-    rights = PROT_READ | PROT_WRITE
-    size = int(HPAGE_PMD_SIZE)
-    assert vm_mmap(cpu, mm, litmus.start, size, rights, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, 0, 0) == litmus.start
-    switch_to_mm(cpu, mm.id)
-    for page in range(int(HPAGE_PMD_NR)):
-        assert user_store(cpu, litmus.start + page * PAGE_SIZE, 1) == 0
-    switch_to_mm(cpu, 0)
-    lru_add_drain(cpu)
-    set_switch("enabled", "always")
+    litmus.mm, litmus.start = Mm(int(mm_alloc(cpu))).id, 4 * int(HPAGE_PMD_SIZE)
     cpu_park(cpu)
-    if request.param:
-        machine.listen_chaos(short=3, long=6)
+    fill(machine, "never")
     yield machine
     if not system.panicked.load():
         finish(machine)
+
+
+def fill(machine: Machine, enabled: str) -> None:
+    """The range from scratch, mapped by a huge page or by small ones."""
+    cpu = machine.cpu(0)
+    set_switch("enabled", enabled)
+    enter(cpu)
+    fixed = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
+    got = vm_mmap(cpu, litmus_mm(), litmus.start, int(HPAGE_PMD_SIZE), PROT_READ | PROT_WRITE, fixed, 0, 0)
+    assert got == litmus.start
+    for page in range(int(HPAGE_PMD_NR)):
+        assert user_store(cpu, litmus.start + page * PAGE_SIZE, 1) == 0
+    assert pmd_trans_huge(mm_pmd(litmus_mm(), litmus.start).val.load()) == (enabled == "always")
+    lru_add_drain(cpu)
+    leave(cpu)
+    set_switch("enabled", "always")
 
 
 def finish(machine: Machine) -> None:
@@ -278,13 +292,87 @@ def seen(*names: str) -> dict[str, Any]:
 @pytest.mark.parametrize("by_pmd", [0, 1], ids=["page", "pmd"])
 def test_gup_fast_against_collapse_and_split(arena: Machine, by_pmd: int) -> None:
     """X14: a pin that collapse did not see would write into a page that is no longer mapped."""
-    run_all(arena, lambda cpu: pin_and_write(cpu, MOST), lambda cpu: collapse_and_break(cpu, MOST, by_pmd))
+    run_all(arena, pin_and_write, lambda cpu: collapse_and_break(cpu, MOST, by_pmd))
     assert not seen("pins", "misses", "done", "failed")
 
 
 @pytest.mark.parametrize("enabled", ["never", "always"])
 def test_gup_fast_against_zap(arena: Machine, enabled: str) -> None:
     """A frame is freed only when every pin of it is gone, small or huge."""
+    fill(arena, enabled)
     set_switch("enabled", enabled)
-    run_all(arena, lambda cpu: pin_and_keep(cpu, MOST), lambda cpu: zap_and_fill(cpu, MOST))
+    run_all(arena, pin_and_keep, lambda cpu: zap_and_fill(cpu, MOST))
     assert not seen("pins", "misses", "done")
+
+
+def run_as_thread(body: Callable[[Cpu], int]) -> Callable[[Cpu], bool]:
+    """A CPU's body: run as a thread of the litmus mm; `litmus.done` gets the result + 1."""
+
+    def run(cpu: Cpu) -> bool:
+        enter(cpu)
+        litmus.done.store(body(cpu) + 1)
+        litmus.over.store(1)
+        leave(cpu)
+        return True
+
+    return run
+
+
+@kernel
+def pin_until_over(cpu: Cpu):
+    """Pin a page, count it, keep it until the other CPU is through.
+
+    Context: user mode. Emulator: a test.
+    """
+    enter(cpu)
+    addr = litmus.start + 3 * PAGE_SIZE
+    got = __get_user_pages_fast(cpu, addr, 1, 1, litmus_pages[0])
+    litmus.pins.add(got)
+    while not litmus.over.read():
+        ipi_poll(cpu)
+        sched_yield()
+    if got:
+        put_page(cpu, mem_map[litmus_pages[0].value])
+    leave(cpu)
+
+
+def collapse(cpu: Cpu) -> int:
+    down_read(cpu, litmus_mm().mmap_sem)
+    return int(collapse_huge_page(cpu, litmus_mm(), litmus.start, int(HPAGE_PMD_NR)))
+
+
+def split_pmd(cpu: Cpu) -> int:
+    down_read(cpu, litmus_mm().mmap_sem)
+    split_huge_pmd_address(cpu, find_vma(litmus_mm(), litmus.start), litmus.start, 0, Page(0))
+    up_read(cpu, litmus_mm().mmap_sem)
+    return 0
+
+
+def zap(cpu: Cpu) -> int:
+    return int(do_madvise(cpu, litmus_mm(), litmus.start, int(HPAGE_PMD_SIZE), MADV_DONTNEED))
+
+
+def waits_for_cpu0() -> bool:
+    """CPU 1 has taken its entry down and sent its request: CPU 0 has its irqs off."""
+    return bool(cpus[1].point == Point.TLB_FLUSH and cpus[0].ipi_bits.load() == 2)
+
+
+POINTS = pytest.mark.parametrize("where", [Point.GUP_FAST_READ, Point.GUP_FAST_GOT], ids=["read", "got"])
+
+
+@POINTS
+def test_collapse_waits_for_gup_fast_and_sees_its_pin(quiet_arena: Machine, where: Point) -> None:
+    """X14: the pte is unchanged, so the pin stands; the collapse finds it and puts the table back."""
+    fill(quiet_arena, "never")
+    assert run_held(quiet_arena, pin_until_over, where, run_as_thread(collapse), waits_for_cpu0) == [0, 0]
+    assert litmus.pins.load() == 1 and litmus.done.load() == Scan.SCAN_FAIL + 1
+
+
+@POINTS
+@pytest.mark.parametrize(("change", "enabled"), [(split_pmd, "always"), (zap, "always"), (zap, "never")],
+                         ids=["split", "zap huge", "zap small"])
+def test_gup_fast_gives_back_what_changed(quiet_arena: Machine, where: Point, change: Any, enabled: str) -> None:
+    """The entry is down, and its page not yet freed: the flush waits. gup-fast looks again and has no pin."""
+    fill(quiet_arena, enabled)
+    assert run_held(quiet_arena, pin_until_over, where, run_as_thread(change), waits_for_cpu0) == [0, 0]
+    assert litmus.pins.load() == 0 and litmus.done.load() == 1

@@ -4,12 +4,13 @@ import os
 
 import pytest
 
-from concur_thp.arch.bug import bug_on, panic_check
+from concur_thp.arch import native
+from concur_thp.arch.bug import bug_on, panic_check, park_for_good
 from concur_thp.arch.builtins import cpu_relax
 from concur_thp.arch.cpu import Cpu, cpus
-from concur_thp.arch.futex import sched_yield
+from concur_thp.arch.futex import nap, sched_yield
 from concur_thp.arch.irq import cpu_park, cpu_resume, ipi_poll
-from concur_thp.arch.linker import kernel
+from concur_thp.arch.linker import SLOTS, kernel
 from concur_thp.arch.listen import LISTEN_CHAOS
 from concur_thp.arch.random import random_below
 from concur_thp.arch.system import system
@@ -178,7 +179,7 @@ def test_a_writer_is_alone_and_readers_are_not(machine_factory, crowd, chaos):
 
 @kernel
 def read_until_told(cpu: Cpu):
-    """Two readers that overlap without a gap: who has the token stays inside until the other has come in and got it.
+    """Two readers that overlap without a gap: who has the token stays inside until the other has come in.
 
     Context: irqs on. Emulator: a test.
     """
@@ -246,7 +247,7 @@ def queued(cpu_number):
 
 
 def test_the_queue_is_served_in_order_and_readers_together(machine_factory):
-    """CPU 0 writes; behind it queue a writer, two readers, a writer. The order of coming in is the order of queueing."""
+    """CPU 0 writes; behind it queue a writer, two readers, a writer. They come in as they queued."""
     machine = boot(machine_factory, cpus=5)
     sem = lock(MMAP_SEM).sem
     down_write(machine.cpu(0), sem)
@@ -366,10 +367,32 @@ def drop_irq_lock(cpu: Cpu):
     spin_unlock_irq(cpu, test_locks[LRU_LOCK].spin)
 
 
+@kernel
+def says_parked(cpu: Cpu):
+    """In place of park_for_good().
+
+    Context: anywhere. Emulator: a test.
+    """
+    shared.word[5].store(1)
+    while True:
+        nap()
+
+
+@pytest.fixture
+def parking_is_said():
+    """From here on, who parks for good says so."""
+    native.link([says_parked, park_for_good])
+    address = SLOTS[park_for_good.slot]
+    SLOTS[park_for_good.slot] = says_parked.address
+    yield
+    SLOTS[park_for_good.slot] = address
+
+
 @pytest.mark.parametrize("kind", [0, 1, 2, 3], ids=["spinlock", "irq spinlock", "rwsem", "page lock"])
-def test_a_panic_ends_every_wait(machine_factory, kind):
+def test_a_panic_ends_every_wait(machine_factory, kind, request):
     """The holder is gone for good; once the machine panics the waiter parks instead of waiting on."""
     machine = boot(machine_factory)
+    request.getfixturevalue("parking_is_said")
     holder = machine.cpu(0)
     if kind == 0:
         spin_lock(holder, lock(PTE_PTL).spin)
@@ -380,20 +403,17 @@ def test_a_panic_ends_every_wait(machine_factory, kind):
     else:
         lock(PAGE_LOCK).flags.store(1)
     waiter = start(machine, 1, lambda cpu: wait_for_lock(cpu, kind))
-    wait_for(lambda: asleep(kind), "the waiter")
-    system.panicked.store(1)
-    wait_for(lambda: cpus[1].func and name_of(cpus[1].func) == "park_for_good", "parking for good")
-    end([waiter])
-    assert cpus[1].acquiring != 0, "it never got the lock"
+    try:
+        wait_for(lambda: asleep(kind), "the waiter")
+        assert shared.word[5].load() == 0
+        system.panicked.store(1)
+        wait_for(lambda: shared.word[5].load(), "parking for good")
+        assert cpus[1].acquiring != 0, "it never got the lock"
+    finally:
+        end([waiter])
 
 
 def asleep(kind):
     if kind < 2:
         return lock((PTE_PTL, LRU_LOCK)[kind]).spin.word.load() & WAITERS
     return lock(MMAP_SEM).sem.count.load() & RWSEM_WAITERS if kind == 2 else lock(PAGE_LOCK).flags.load() & 2
-
-
-def name_of(number):
-    from concur_thp.arch.linker import texts
-
-    return texts().get(number)

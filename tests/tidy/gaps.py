@@ -13,8 +13,8 @@ NO_TEST_YET = {
         file_table flags follow_page fork gup_fast highmem huge_entry huge_fault huge_move huge_split_locked
         huge_split_pmd huge_wp i_mmap lru madvise madvise_free mapcount migration_entry mlock mm_types
         move_page_tables mprotect mremap munmap page_check page_flags page_list page_ref page_vma_mapped pcp pgtable
-        pgtable_generic pte put_page split_huge_page split_huge_page_tail swap_map swapfile swapops syscall
-        try_to_unmap vma_adjust vma_prot vmstat migrate migrate_move move_pages swap_io swap_reuse swap_state swapin
+        pgtable_generic pte put_page split_huge_page_tail swap_map swapfile swapops syscall
+        try_to_unmap vma_adjust vma_prot vmstat migrate_move move_pages swap_io swap_reuse swap_state swapin
         tlb_batch
     """,
     "check": """

@@ -70,12 +70,12 @@ def test_protnone_huge_pmd_of_an_accessible_vma(new_task) -> None:
     assert task.store(start, 4) == 0 and task.mm.faults.read() == 3
 
 
-def test_swap_and_migration_entries_cannot_be_here(new_task) -> None:
+def test_a_swap_entry_without_its_slot(new_task) -> None:
     task = new_task()
     task.mmap(A, 1)
     task.store(A, 3)
     task.pte(A).val.store(_PAGE_SWAP | 0x5000)
-    with interpreted(), pytest.raises(KernelBug, match="there is no swap"):
+    with interpreted(), pytest.raises(KernelBug, match="there is no such slot"):
         fault(task, A)
 
 

@@ -1,4 +1,4 @@
-"""Migration: of small and huge pages, by every kind of mapping, and when it must not happen. Audited behind each test."""
+"""Migration of small and huge pages, with every kind of mapping, and when it must not be. Audited behind each test."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 
+from concur_thp.arch.cpu import Cpu
+from concur_thp.arch.irq import cpu_park, cpu_resume
 from concur_thp.arch.shared import SharedArray
 from concur_thp.config import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGE_SIZE, PMD_SIZE
 from concur_thp.mm.errno import EBUSY, EFAULT
 from concur_thp.mm.filemap import cached_pfn, file_alloc
 from concur_thp.mm.flags import FOLL_SPLIT, GFP_TRANSHUGE, MAP_SHARED, PROT_READ
 from concur_thp.mm.gup import get_user_pages_unlocked
-from concur_thp.mm.huge_memory import __split_huge_pmd
+from concur_thp.mm.huge_split_pmd import split_huge_pmd_address
 from concur_thp.mm.migrate import MIGRATE_SYNC, NEW_PAGE, NEW_SMALL_PAGE, migrate_pages
 from concur_thp.mm.migrate_move import move_to_new_page
 from concur_thp.mm.mm_types import MIGRATE_MOVABLE, NIL, Mm, Page, Slot, mem_map, pgdat
@@ -34,8 +36,9 @@ from concur_thp.mm.page_flags import (
 from concur_thp.mm.page_list import LIST_MIGRATE, list_empty, page_list
 from concur_thp.mm.page_lock import lock_page, trylock_page, unlock_page
 from concur_thp.mm.page_ref import get_page, page_ref_count
-from concur_thp.mm.pgtable import entry_pfn, is_pmd_migration_entry, mm_pmd, pmd_table, pmd_trans_huge, pte_write
-from concur_thp.mm.swap import lru_add_drain, put_page, putback_lru_page
+from concur_thp.mm.pcp import drain_pcp
+from concur_thp.mm.pgtable import entry_pfn, is_pmd_migration_entry, pmd_table, pmd_trans_huge, pte_write
+from concur_thp.mm.swap import isolate_lru_page, lru_add_drain, put_page, putback_lru_page
 from concur_thp.mm.thp_sysfs import set_switch
 from concur_thp.mm.try_to_unmap import (
     TTU_IGNORE_ACCESS,
@@ -88,25 +91,37 @@ class Region:
     def split_pmd(self) -> None:
         mm = self.t.mm
         down_read(self.cpu, mm.mmap_sem)
-        __split_huge_pmd(self.cpu, find_vma(mm, self.addr), mm_pmd(mm, self.addr), self.addr, 0, Page(0))
+        split_huge_pmd_address(self.cpu, find_vma(mm, self.addr), self.addr, 0, Page(0))
         up_read(self.cpu, mm.mmap_sem)
 
     @contextmanager
     def under_way(self) -> Iterator[None]:
-        """Between the two halves of a migration of the huge page: unmapped, and then moved to a new one."""
-        old = self.head
-        new = Page(int(alloc_pages(self.cpu, HPAGE_PMD_ORDER, MIGRATE_MOVABLE, GFP_TRANSHUGE)))
-        get_page(self.cpu, old)
-        lock_page(self.cpu, old)
-        assert trylock_page(self.cpu, new)
-        assert try_to_unmap(self.cpu, old, MIGRATION) == 1
+        """The task's turn while CPU 1 is between the two halves of a migration of the huge page."""
+        cpu, old = self.t.machine.cpu(1), self.head
+        take_turns(self.cpu, cpu)
+        new = Page(int(alloc_pages(cpu, HPAGE_PMD_ORDER, MIGRATE_MOVABLE, GFP_TRANSHUGE)))
+        assert isolate_lru_page(cpu, old)
+        lock_page(cpu, old)
+        assert trylock_page(cpu, new)
+        assert try_to_unmap(cpu, old, MIGRATION) == 1
+        take_turns(cpu, self.cpu)
         yield
-        assert move_to_new_page(self.cpu, new, old) == 0
-        remove_migration_ptes(self.cpu, old, new, 0)
+        take_turns(self.cpu, cpu)
+        assert move_to_new_page(cpu, new, old) == 0
+        remove_migration_ptes(cpu, old, new, 0)
         for page in (new, old):
-            unlock_page(self.cpu, page)
-        putback_lru_page(self.cpu, new)
-        put_page(self.cpu, old)
+            unlock_page(cpu, page)
+        putback_lru_page(cpu, new)
+        put_page(cpu, old)
+        lru_add_drain(cpu)
+        drain_pcp(cpu)
+        take_turns(cpu, self.cpu)
+
+
+def take_turns(first: Cpu, then: Cpu) -> None:
+    """This process goes on as another CPU."""
+    cpu_park(first)
+    cpu_resume(then)
 
 
 def flags_of(page: Page) -> set[int]:
@@ -211,8 +226,7 @@ def test_without_huge_targets(new_task: Any) -> None:
     old = region.head
     assert region.move(how=NEW_SMALL_PAGE) == 0
     assert pmd_table(region.t.pmd(region.addr))
-    moved = {page_to_pfn(region.t.page(region.at(i))) for i in range(region.n)}
-    assert len(moved) == region.n and not moved & {page_to_pfn(old) + i for i in range(region.n)}
+    assert all(region.t.page(region.at(i)) != tail_page(old, i) for i in range(region.n))
     stat = vmstat()
     assert (stat["thp_split_page"], stat["thp_migration_split"], stat["pgmigrate_success"]) == (1, 1, region.n)
     region.check()
@@ -297,7 +311,7 @@ def test_freed_while_isolated(new_task: Any) -> None:
 
 def test_others_meanwhile(new_task: Any) -> None:
     """What fork, mprotect, mremap and munmap make of a huge migration entry (3.13.3, 3.20, 3.23, 3.25)."""
-    task = new_task()
+    task = new_task(cpus=2)
     region = Region(task, huge=True)
     parent, away = task.mm, 64 * int(PMD_SIZE)
     with region.under_way():
@@ -323,7 +337,7 @@ def test_others_meanwhile(new_task: Any) -> None:
 
 def test_unmapped_meanwhile(new_task: Any) -> None:
     """Race 21: the entry is zapped without touching a count; the new page then lives until its pagevec drops it."""
-    region = Region(new_task(), huge=True)
+    region = Region(new_task(cpus=2), huge=True)
     old = region.head
     with region.under_way():
         assert page_ref_count(old) == 1
@@ -334,7 +348,7 @@ def test_unmapped_meanwhile(new_task: Any) -> None:
 
 def test_write_right_is_todays(new_task: Any) -> None:
     """X20: the new entry has what the vma allows when it is made."""
-    region = Region(new_task(), huge=True)
+    region = Region(new_task(cpus=2), huge=True)
     with region.under_way():
         assert do_mprotect(region.cpu, region.t.mm, region.addr, PMD_SIZE, PROT_READ) == 0
     assert pmd_trans_huge(region.t.pmd(region.addr)) and not pte_write(region.t.pmd(region.addr))

@@ -1,28 +1,19 @@
-"""split_huge_page, migration entries and the shrinker of the deferred queue; every law audited behind each test.
+"""split_huge_page and the shrinker of the deferred queue; every law audited behind each test."""
 
-CPU 0 runs the task and CPU 1 splits, in turns: one is parked while the other works.
-"""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from concur_thp.arch.irq import cpu_park, cpu_resume
 from concur_thp.arch.linker import interpreted
-from concur_thp.config import HPAGE_PMD_NR, PAGE_SIZE, PMD_SIZE
+from concur_thp.config import PAGE_SIZE, PMD_SIZE
 from concur_thp.errors import KernelBug
 from concur_thp.machine import Machine
 from concur_thp.mm.deferred_split_drain import SHRINK_STOP, deferred_split_count, deferred_split_scan
 from concur_thp.mm.errno import EBUSY
-from concur_thp.mm.flags import GFP_TRANSHUGE, MADV_FREE, PROT_NONE, PROT_READ, PROT_WRITE
-from concur_thp.mm.huge_memory import __split_huge_pmd
+from concur_thp.mm.flags import GFP_TRANSHUGE, MADV_FREE
 from concur_thp.mm.lru import isolate_lru_page
 from concur_thp.mm.madvise import do_madvise
-from concur_thp.mm.migration_entry import is_write_migration_entry
 from concur_thp.mm.mm_types import MIGRATE_MOVABLE, NIL, Page, mem_map, pgdat
-from concur_thp.mm.mprotect import do_mprotect
 from concur_thp.mm.mremap import do_mremap
 from concur_thp.mm.page_alloc import alloc_pages
 from concur_thp.mm.page_flags import (
@@ -38,111 +29,19 @@ from concur_thp.mm.page_flags import (
     PG_uptodate,
     PG_writeback,
     page_to_pfn,
-    tail_page,
 )
 from concur_thp.mm.page_list import PageList, list_init, list_pop, page_list
 from concur_thp.mm.page_lock import PageLocked, lock_page, trylock_page, unlock_page
 from concur_thp.mm.page_ref import get_page, get_page_unless_zero, page_ref_count
-from concur_thp.mm.pcp import drain_pcp
-from concur_thp.mm.pgtable import (
-    entry_pfn,
-    is_migration_entry,
-    is_pmd_migration_entry,
-    mm_pmd,
-    pmd_table,
-    pmd_trans_huge,
-    pte_write,
-)
+from concur_thp.mm.pgtable import pmd_table, pmd_trans_huge
 from concur_thp.mm.put_page import put_page
 from concur_thp.mm.rmap import total_mapcount
-from concur_thp.mm.split_huge_page import TTU_SPLIT, split_huge_page, split_huge_page_to_list
-from concur_thp.mm.swap import lru_add_drain, putback_lru_page
-from concur_thp.mm.thp_sysfs import set_switch
-from concur_thp.mm.try_to_unmap import (
-    TTU_IGNORE_ACCESS,
-    TTU_IGNORE_MLOCK,
-    TTU_MIGRATION,
-    TTU_RMAP_LOCKED,
-    remove_migration_ptes,
-    try_to_unmap,
-)
+from concur_thp.mm.split_huge_page import split_huge_page, split_huge_page_to_list
+from concur_thp.mm.swap import putback_lru_page
 from concur_thp.mm.vmstat import vmstat
+from tests.unit.mm.thp import Thp
 
-RW = PROT_READ | PROT_WRITE
 COPIED = (PG_referenced, PG_swapbacked, PG_uptodate, PG_active, PG_locked, PG_dirty)
-MIGRATION = TTU_MIGRATION | TTU_IGNORE_MLOCK | TTU_IGNORE_ACCESS
-
-
-class Thp:
-    """One huge page of numbered words, the number `k` of a task; `cpu` is the one that splits."""
-
-    def __init__(self, task: Any, k: int = 0):
-        self.t, self.cpu, self.n = task, task.machine.cpu(1), int(HPAGE_PMD_NR)
-        self.addr = (4 + 2 * k) * int(PMD_SIZE)
-        set_switch("enabled", "always")
-        task.mmap(self.addr, self.n)
-        for i in range(self.n):
-            assert task.store(self.at(i), 1000 + i) == 0
-        assert pmd_trans_huge(task.pmd(self.addr))
-        set_switch("enabled", "never")
-        self.head = Page(int(mem_map[entry_pfn(task.pmd(self.addr))]))
-
-    @contextmanager
-    def splitter(self) -> Iterator[None]:
-        """CPU 1's turn."""
-        cpu_park(self.t.cpu)
-        cpu_resume(self.cpu)
-        yield
-        lru_add_drain(self.cpu)
-        drain_pcp(self.cpu)
-        cpu_park(self.cpu)
-        cpu_resume(self.t.cpu)
-
-    @contextmanager
-    def task(self) -> Iterator[None]:
-        """Within CPU 1's turn, CPU 0's."""
-        cpu_park(self.cpu)
-        cpu_resume(self.t.cpu)
-        yield
-        cpu_park(self.t.cpu)
-        cpu_resume(self.cpu)
-
-    def at(self, i: int) -> int:
-        return int(self.addr + i * PAGE_SIZE)
-
-    def piece(self, i: int) -> Page:
-        return Page(int(tail_page(self.head, i)))
-
-    def refs(self) -> list[int]:
-        return [int(page_ref_count(self.piece(i))) for i in range(self.n)]
-
-    def data_is_there(self) -> None:
-        assert [self.t.load(self.at(i)) for i in range(self.n)] == [1000 + i for i in range(self.n)]
-
-    @contextmanager
-    def held(self, i: int = 0) -> Iterator[Page]:
-        """CPU 1's turn, with a reference and the page lock, by way of subpage i."""
-        with self.splitter():
-            page = self.piece(i)
-            get_page(self.cpu, page)
-            lock_page(self.cpu, page)
-            yield page
-            unlock_page(self.cpu, page)
-            put_page(self.cpu, page)
-
-    def split(self, i: int = 0) -> int:
-        with self.held(i) as page:
-            return int(split_huge_page(self.cpu, page))
-
-    @contextmanager
-    def unmapped(self, flags: int) -> Iterator[None]:
-        """The task's turn between try_to_unmap() and remove_migration_ptes()."""
-        with self.held():
-            assert try_to_unmap(self.cpu, self.head, flags & ~TTU_RMAP_LOCKED) == 1
-            assert page_ref_count(self.head) == 1 and total_mapcount(self.head) == 0
-            with self.task():
-                yield
-            remove_migration_ptes(self.cpu, self.head, self.head, 0)
 
 
 def test_pieces(new_task: Any) -> None:
@@ -253,66 +152,6 @@ def test_failed_split_maps_everything_again(new_task: Any) -> None:
     with thp.splitter():
         assert deferred_split_scan(thp.cpu, 10) == 1
     thp.data_is_there()
-
-
-@pytest.mark.parametrize("flags", [TTU_SPLIT, MIGRATION], ids=["ptes", "pmd"])
-def test_migration_entries(new_task: Any, flags: int) -> None:
-    """I10, I19 and what walkers do with entries: zap and fork count them in rss only, mprotect takes the write bit."""
-    t = new_task(cpus=2)
-    thp = Thp(t)
-    if flags == TTU_SPLIT:
-        __split_huge_pmd(t.cpu, t.vma(thp.addr), mm_pmd(t.mm, thp.addr), thp.addr, 0, Page(0))
-    parent = t.mm
-    with thp.unmapped(MIGRATION):
-        value = t.pmd(thp.addr) if flags == MIGRATION else t.pte(thp.addr).val.load()
-        assert is_pmd_migration_entry(value) or is_migration_entry(value)
-        assert is_write_migration_entry(value) and entry_pfn(value) == page_to_pfn(thp.head)
-        assert t.mm.rss[1].read() == thp.n
-        child = t.fork()
-        value = t.pmd(thp.addr) if flags == MIGRATION else t.pte(thp.addr).val.load()
-        assert not is_write_migration_entry(value) and is_migration_entry(value)
-        assert child.rss[1].read() == thp.n and page_ref_count(thp.head) == 1  # X13
-        t.run_in(child)
-        t.dontneed(thp.at(1), 1)
-        assert child.rss[1].read() == thp.n - 1 and page_ref_count(thp.head) == 1
-    assert thp.head.flags.read() >> PG_dirty & 1
-    t.run_in(parent)
-    thp.data_is_there()
-    t.run_in(child)
-    assert t.load(thp.at(1)) == 0 and t.load(thp.at(2)) == 1002
-    assert t.store(thp.at(2), 1) == 0
-    t.run_in(parent)
-    assert t.load(thp.at(2)) == 1002
-
-
-@pytest.mark.parametrize("prot", [PROT_READ, PROT_NONE], ids=["ro", "none"])
-def test_remap_uses_the_rights_of_now(new_task: Any, prot: int) -> None:
-    """X20, race 11: mprotect between unmap and remap."""
-    t = new_task(cpus=2)
-    thp = Thp(t)
-    with thp.unmapped(TTU_SPLIT):
-        assert is_write_migration_entry(t.pte(thp.addr).val.load())
-        assert do_mprotect(t.cpu, t.mm, thp.addr, thp.n * PAGE_SIZE, prot) == 0
-    assert not pte_write(t.pte(thp.addr).val.load())
-    assert t.store(thp.addr, 1) != 0
-    assert do_mprotect(t.cpu, t.mm, thp.addr, thp.n * PAGE_SIZE, RW) == 0
-    thp.data_is_there()
-    assert t.store(thp.addr, 1) == 0
-
-
-def test_vma_cut_and_moved_between_unmap_and_remap(new_task: Any) -> None:
-    """A huge migration entry is split by munmap of a part, and its ptes move; all that is left finds its way back."""
-    t = new_task(cpus=2)
-    thp = Thp(t)
-    moved = thp.addr + 8 * int(PMD_SIZE) + PAGE_SIZE
-    with thp.unmapped(MIGRATION):
-        assert t.munmap(thp.at(1), 2) == 0
-        assert is_migration_entry(t.pte(thp.addr).val.load())
-        half = thp.n // 2
-        assert do_mremap(t.cpu, t.mm, thp.at(half), half * PAGE_SIZE, half * PAGE_SIZE, moved) == moved
-    assert total_mapcount(thp.head) == thp.n - 2 == page_ref_count(thp.head)
-    assert t.load(thp.at(3)) == 1003
-    assert [t.load(moved + i * PAGE_SIZE) for i in range(half)] == [1000 + half + i for i in range(half)]
 
 
 def test_split_to_a_list(new_task: Any) -> None:
