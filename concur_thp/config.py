@@ -137,7 +137,8 @@ class MachineConfig:
             raise Misuse(f"kernelcore {self.kernelcore}: pass {block} to {self.memory} bytes, or nothing")
         least = SWAP_CLUSTERS * PAGE_SIZE << self.order
         if self.swap and not least <= self.swap <= 1 << 40:
-            raise Misuse(f"--swap {self.swap}: with --order {self.order} pass {size_text(least)} to 1T, or 0 for no swap device")
+            raise Misuse(f"--swap {self.swap}: with --order {self.order} pass {size_text(least)} to 1T, "
+                         "or 0 for no swap device")
 
     @property
     def swap_slots(self) -> int:

@@ -13,6 +13,7 @@ from typing import Any, Self
 from multiprocess import shared_memory
 
 from concur_thp.arch import native
+from concur_thp.arch.bug import abort_when_parked
 from concur_thp.arch.cpu import Cpu, CpuState, cpus
 from concur_thp.arch.futex import init_timespecs
 from concur_thp.arch.linker import Kernel, redirect
@@ -88,6 +89,7 @@ class Machine:
 
     def _boot(self) -> None:
         bind(self.base, self.places)
+        abort_when_parked(True)
         system.nr_cpus = self.config.cpus
         system.seed = self.config.seed
         system.nr_frames = self.config.frames

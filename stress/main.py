@@ -35,6 +35,7 @@ from stress.replay import (
 )
 from stress.rundir import make_run_dir, write_json, write_text
 from stress.summary import closing_table, summary
+from workers.kcompactd import kcompactd
 from workers.khugepaged import khugepaged, khugepaged_wakeup
 from workers.kswapd import kswapd
 from workers.launch import Crew, Outcome, Role
@@ -44,7 +45,7 @@ EXIT = {"done": 0, "bug": 1, "killed": 4, "hung": 1, "broken": 3, "interrupted":
 MIX_SLEEP_MS = 10
 """khugepaged's sleep under a mix: it should race, not rest."""
 MIX_MEMORY = 256 << 20
-DAEMONS = {"khugepaged": khugepaged, "kswapd": kswapd}
+DAEMONS = {"khugepaged": khugepaged, "kswapd": kswapd, "kcompactd": kcompactd}
 """Kernel threads; each has a CPU of its own behind those of the programs."""
 HEADROOM = 1.25
 """More memory than the plan's estimate, for zones, watermarks and per-CPU lists."""
@@ -155,6 +156,7 @@ def run_stress(options: StressOptions) -> int:
         set_switch("enabled", options.enabled)
         if not replays:
             set_switch("khugepaged/scan_sleep_millisecs", MIX_SLEEP_MS)
+            set_switch("defrag", "defer+madvise")  # Both ways: kcompactd, and direct compaction.
             set_switch("k5_young_half", 0)  # Only policy (K5), and with it nearly nothing is collapsed.
         machine.listen_checks()
         if options.chaos:

@@ -66,6 +66,9 @@ def closing_table(out: Console, run: Any, data: dict[str, Any]) -> None:
     table.add_row("huge pages", f"{stat['thp_fault_alloc']:,} faulted in, {stat['thp_fault_fallback']:,} fell back, "
                                 f"{stat['khugepaged_pages_collapsed']:,} collapsed")
     table.add_row("splits", f"{stat['thp_split_pmd']:,} pmds; {stat['thp_deferred_split_page']:,} queued for later")
+    table.add_row("pressure", f"{stat['allocstall']:,} direct reclaims, {stat['pageoutrun']:,} of kswapd; "
+                              f"{stat['pgsteal_direct'] + stat['pgsteal_kswapd']:,} pages reclaimed; swapped "
+                              f"{stat['pswpout']:,} out, {stat['pswpin']:,} in, {stat['thp_swpout']:,} THPs whole")
     contended = sorted(data["lock_stat"], key=lambda row: -row["contentions"])[:4]
     table.add_row("contended", ", ".join(f"{row['name']} {row['contentions']:,}" for row in contended))
     table.add_row("audit", f"{data['audit']['checks']:,} checks, {data['audit']['failed']} failed")

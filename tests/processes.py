@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 
-from concur_thp.arch.bug import describe_bug
+from concur_thp.arch.bug import abort_when_parked, describe_bug
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.system import system
 from concur_thp.machine import Machine
@@ -21,6 +21,7 @@ def start(machine: Machine, number: int, body: Callable[[Cpu], object]) -> int:
     """Fork CPU `number`; returns its pid. A false-but-not-None result or an exception ends it with a status."""
     pid = os.fork()
     if pid == 0:
+        abort_when_parked(False)
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         status = FAILED
         try:

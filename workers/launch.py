@@ -18,7 +18,7 @@ from typing import Any
 from loguru import logger
 from multiprocess import get_context
 
-from concur_thp.arch.bug import describe_bug
+from concur_thp.arch.bug import abort_when_parked, describe_bug
 from concur_thp.arch.cpu import Cpu, cpus
 from concur_thp.arch.system import system
 from concur_thp.check.dump import report_text
@@ -175,7 +175,7 @@ class Crew:
 
     def kill(self) -> None:
         """End whoever is left, at once."""
-        for _, process, receiver in self._processes.values():
+        for _, process, _ in self._processes.values():
             process.kill()
         for _, process, receiver in self._processes.values():
             process.join()
@@ -185,6 +185,7 @@ class Crew:
 
 def _child(machine: Machine, role: Role, sender: Any, parent: int) -> None:
     """The life of a CPU process."""
+    abort_when_parked(False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's to handle.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

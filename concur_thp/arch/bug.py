@@ -5,12 +5,17 @@ Nothing unwinds through kernel functions: a native CPU that calls bug() never re
 Python, bug() raises KernelBug instead.
 """
 
+import ctypes
+import os
 from typing import Any
 
-from concur_thp.arch.builtins import NATIVE
+from llvmlite import ir
+
+from concur_thp.arch.builtins import NATIVE, word
 from concur_thp.arch.cpu import Cpu, CpuState
 from concur_thp.arch.futex import nap
 from concur_thp.arch.linker import Kernel, inline, kernel, quiet
+from concur_thp.arch.shared import Word
 from concur_thp.arch.system import system
 from concur_thp.errors import KernelBug
 
@@ -25,7 +30,29 @@ def unwind() -> None:
         raise KernelBug(describe_bug())
 
 
-NATIVE[unwind] = lambda builder, args: None
+PARK_HOOK = Word("park.hook")
+"""Address of a function without arguments that a process calls before it parks for good; 0 in CPU processes, which have
+a launcher that ends them. The process that booted the machine has none: it says what happened and aborts."""
+
+
+def _unwind_native(builder: Any, args: list[Any]) -> None:
+    hook = builder.load(word(builder, PARK_HOOK.symbol))
+    with builder.if_then(builder.icmp_unsigned("!=", hook, hook.type(0))):
+        builder.call(builder.inttoptr(hook, ir.FunctionType(ir.VoidType(), []).as_pointer()), [])
+
+
+NATIVE[unwind] = _unwind_native
+
+
+@ctypes.CFUNCTYPE(None)
+def _say_and_abort() -> None:
+    os.write(2, f"\n{describe_bug()}\nnative kernel code cannot be left: aborting (run it as a CPU process)\n".encode())
+    os.abort()
+
+
+def abort_when_parked(yes: bool) -> None:
+    """Does this process abort when it parks for good (the one that booted), or wait to be ended (a CPU process)?"""
+    PARK_HOOK.set(ctypes.cast(_say_and_abort, ctypes.c_void_p).value or 0 if yes else 0)
 
 
 def describe_bug() -> str:
@@ -92,4 +119,4 @@ def bug_on(cpu: Cpu, condition: int, text: int, a: int, b: int):
         bug(cpu, text, a, b)
 
 
-__all__: list[Any] = ["bug", "bug_on", "report_bug", "describe_bug", "panic_check", "park_for_good"]
+__all__: list[Any] = ["abort_when_parked", "bug", "bug_on", "report_bug", "describe_bug", "panic_check", "park_for_good"]

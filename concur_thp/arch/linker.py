@@ -102,6 +102,8 @@ def _depends(name: str, thing: Any, seen: set[Any]) -> Iterator[str]:
         yield f"{thing.name}:{thing.stride} {_layouts(thing.struct, seen)}"
     elif isinstance(thing, type) and issubclass(thing, Struct):
         yield _layouts(thing, seen)
+    elif isinstance(thing, types.FunctionType) and thing in intrinsics.NATIVE:
+        yield f"{name} {inspect.getsource(intrinsics.NATIVE[thing])}"
     elif isinstance(thing, Inline):
         if thing not in seen:
             yield from thing.digest(seen)

@@ -18,7 +18,7 @@ from concur_thp.arch.bug import bug
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.shared import SharedArray
-from concur_thp.arch.struct import I32, I64, Struct, atomic, field
+from concur_thp.arch.struct import I64, Struct, atomic, field
 from concur_thp.config import HPAGE_PMD_NR, HPAGE_PMD_ORDER
 from concur_thp.mm.uaccess import user_load, user_store
 

@@ -11,10 +11,10 @@ from concur_thp.arch.linker import defines, inline, kernel
 from concur_thp.arch.shared import SharedArray
 from concur_thp.arch.struct import I32, I64, Struct, embed, field
 from concur_thp.config import HPAGE_PMD_NR, MAX_ORDER, NR_CPUS, pageblock_nr_pages, pageblock_order
+from concur_thp.mm import migrate
 from concur_thp.mm.buddy import WMARK_MIN, PageBuddy, del_page_from_free_list, get_pageblock_migratetype
 from concur_thp.mm.lru import del_page_from_lru_list, page_lru
 from concur_thp.mm.mapcount import page_mapcount
-from concur_thp.mm.migrate import compaction_alloc, compaction_free
 from concur_thp.mm.mm_types import MIGRATE_MOVABLE, Page, Zone, mem_map, pgdat, zones
 from concur_thp.mm.page_alloc import prep_new_page
 from concur_thp.mm.page_flags import PageAnon, PageCompound, PageSwapCache, PG_lru, page_to_pfn, tail_page
@@ -220,7 +220,7 @@ def isolate_free_page(cpu: Cpu, zone: Zone, page: Page):
     return order
 
 
-@defines(compaction_alloc)
+@defines(migrate.compaction_alloc)
 def compaction_alloc(cpu: Cpu) -> Page:
     """A free page to move a page to.
 
@@ -237,7 +237,7 @@ def compaction_alloc(cpu: Cpu) -> Page:
     return page
 
 
-@defines(compaction_free)
+@defines(migrate.compaction_free)
 def compaction_free(cpu: Cpu, page: Page):
     """A page of compaction_alloc() was not needed.
 

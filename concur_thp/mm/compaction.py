@@ -15,7 +15,8 @@ from concur_thp.arch.shared import SharedArray
 from concur_thp.arch.struct import I64, Struct, atomic
 from concur_thp.arch.trace import Tracepoint, trace
 from concur_thp.config import MAX_ORDER, pageblock_order
-from concur_thp.mm.alloc_slowpath import kcompactd_wait, try_to_compact_pages
+from concur_thp.mm import alloc_slowpath
+from concur_thp.mm.alloc_slowpath import kcompactd_wait
 from concur_thp.mm.buddy import WMARK_LOW
 from concur_thp.mm.compact_scan import (
     CompactControl,
@@ -102,9 +103,8 @@ def has_free_block(zone: Zone, order: int):
     found = 0
     for current in range(order, MAX_ORDER):
         area = zone.free_area[current]
-        if area.head[MIGRATE_MOVABLE] != NIL:
-            found = 1
-        elif can_steal_fallback(current, MIGRATE_MOVABLE) and find_suitable_fallback(area, MIGRATE_MOVABLE) != NIL:
+        others = can_steal_fallback(current, MIGRATE_MOVABLE)
+        if area.head[MIGRATE_MOVABLE] != NIL or others and find_suitable_fallback(area, MIGRATE_MOVABLE) != NIL:
             found = 1
     return found
 
@@ -207,7 +207,7 @@ def compact_some(cpu: Cpu, cc: CompactControl, mode: int):
 # -- who asks ---------------------------------------------------------------------------------------------------------
 
 
-@defines(try_to_compact_pages)
+@defines(alloc_slowpath.try_to_compact_pages)
 def try_to_compact_pages(cpu: Cpu, order: int, gfp: int):
     """Direct compaction: an allocation makes itself a block of this order.
 

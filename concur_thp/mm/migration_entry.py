@@ -6,7 +6,7 @@ still counted in rss. Whoever faults on it waits for the page lock and then trie
 
 from concur_thp.arch.bug import bug_on
 from concur_thp.arch.cpu import Cpu
-from concur_thp.arch.futex import sched_yield
+from concur_thp.arch.futex import nap
 from concur_thp.arch.irq import cpu_park, cpu_resume
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.listen import point
@@ -92,7 +92,8 @@ def wait_for_migration(cpu: Cpu, entry: int, migrating: int, ptl: SpinLock):
 
     Context: the entry's ptl held, released here. Sleeps.
     Linux: mm/migrate.c __migration_entry_wait
-    Differs: who cannot wait lets other processes run before it faults again.
+    Differs: who cannot wait sleeps a moment before it faults again. A migration of a THP mapped by ptes may take many
+    milliseconds here, and all the time its tails cannot be waited for.
     """
     if not migrating:
         spin_unlock(cpu, ptl)  # Restored already: the access will succeed, or fault on what is there now.
@@ -109,7 +110,7 @@ def wait_for_migration(cpu: Cpu, entry: int, migrating: int, ptl: SpinLock):
         put_page(cpu, page)
     else:
         cpu_park(cpu)
-        sched_yield()
+        nap()
         cpu_resume(cpu)
     return 0
 

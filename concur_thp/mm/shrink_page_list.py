@@ -117,6 +117,7 @@ def shrink_locked_page(cpu: Cpu, page: Page, pages: PageList):
     Linux: mm/vmscan.c shrink_page_list, the body of its loop
     Differs: shared anonymous memory (swapbacked, not anon) is not swapped out; dirty pages of files have no disk.
     """
+    bug_on(cpu, TestFlag(page, PG_active) != 0, "shrink_page_list: an active page (value: pfn)", page_to_pfn(page), 0)
     if not page_evictable(page) or TestFlag(page, PG_writeback):
         return ACTIVATE_LOCKED
     references = page_check_references(cpu, page)

@@ -27,7 +27,9 @@ from concur_thp.mm.flags import (
 from concur_thp.mm.fork import dup_mm, mm_alloc, mmput
 from concur_thp.mm.huge_memory import split_huge_pmd
 from concur_thp.mm.khugepaged import khugepaged_scan_pmd
+from concur_thp.mm.migrate import NEW_PAGE
 from concur_thp.mm.mm_types import Mm, mms, percpu
+from concur_thp.mm.move_pages import move_page
 from concur_thp.mm.pgtable import mm_pmd, pmd_trans_huge
 from concur_thp.mm.swap import lru_add_drain
 from concur_thp.mm.syscall import sys_madvise, sys_mmap
@@ -128,6 +130,20 @@ def bench_collapse(cpu: Cpu, mm: Mm, addr: int, blocks: int):
         if result == Scan.SCAN_SUCCEED:
             done += 1
     return done
+
+
+@kernel
+def bench_migrate(cpu: Cpu, mm: Mm, addr: int, blocks: int):
+    """Move the huge pages of `blocks` blocks to other frames.
+
+    Context: user mode; takes mmap_sem read, then page locks.
+    Return: how many were moved.
+    Emulator: bench row migrate_huge.
+    """
+    moved = 0
+    for i in range(blocks):
+        moved += move_page(cpu, mm, addr + i * HPAGE_PMD_SIZE, NEW_PAGE) == 0
+    return moved
 
 
 class Bed:
@@ -231,6 +247,14 @@ def _collapse(bed: Bed, rounds: int) -> list[float]:
     return _blocks(bed, rounds, prepare, lambda: bench_collapse(bed.cpu, bed.mm, BASE, BLOCKS))
 
 
+def _migrate(bed: Bed, rounds: int) -> list[float]:
+    def prepare() -> None:
+        bed.map(BASE, int(HPAGE_PMD_SIZE) * BLOCKS, MADV_HUGEPAGE)
+        bench_touch(bed.cpu, BASE, int(HPAGE_PMD_SIZE), BLOCKS)
+
+    return _blocks(bed, rounds, prepare, lambda: bench_migrate(bed.cpu, bed.mm, BASE, BLOCKS))
+
+
 def _tlb_hit(bed: Bed, rounds: int) -> list[float]:
     bed.map(BASE, PAGE_SIZE, MADV_NOHUGEPAGE)
     return [bed.timed(PAIRS, lambda: bench_touch(bed.cpu, BASE, 0, PAIRS)) for _ in range(rounds)]
@@ -247,6 +271,7 @@ ROWS: dict[str, Callable[[Bed, int], list[float]]] = {
     "zap_huge": lambda bed, rounds: _faults(bed, rounds, huge=True, zap=True),
     "fork_huge_pmd": _fork,
     "collapse": _collapse,
+    "migrate_huge": _migrate,
     "user_store_tlb_hit": _tlb_hit,
 }
 """Name -> ns per operation, one sample a round."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from concur_thp.arch.bug import bug_on
+from concur_thp.arch.bug import bug_on, panic_check
 from concur_thp.arch.cpu import Cpu, cpus
 from concur_thp.arch.futex import sched_yield
 from concur_thp.arch.irq import cpu_park, cpu_resume, ipi_poll
@@ -105,6 +105,7 @@ def hold(cpu: Cpu):
 
     Context: user mode. Emulator: a test.
     """
+    panic_check(cpu)
     for _ in range(random_below(cpu, 4)):
         ipi_poll(cpu)
         sched_yield()
@@ -330,6 +331,7 @@ def pin_until_over(cpu: Cpu):
     litmus.pins.add(got)
     while not litmus.over.read():
         ipi_poll(cpu)
+        panic_check(cpu)
         sched_yield()
     if got:
         put_page(cpu, mem_map[litmus_pages[0].value])

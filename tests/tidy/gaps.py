@@ -9,16 +9,16 @@ NO_TEST_YET = {
     """,
     "sync": "",
     "mm": """
-        anon_vma_ref anon_vma_tree buddy collapse collapse_check collapse_copy compound deferred_split_drain errno
-        file_table flags follow_page fork gup_fast highmem huge_entry huge_fault huge_move huge_split_locked
-        huge_split_pmd huge_wp i_mmap lru madvise madvise_free mapcount migration_entry mlock mm_types
-        move_page_tables mprotect mremap munmap page_check page_flags page_list page_ref page_vma_mapped pcp pgtable
-        pgtable_generic pte put_page split_huge_page_tail swap_map swapfile swapops syscall
-        try_to_unmap vma_adjust vma_prot vmstat migrate_move move_pages swap_io swap_reuse swap_state swapin
-        tlb_batch
+        alloc_slowpath anon_vma_ref anon_vma_tree buddy collapse collapse_check collapse_copy compound
+        deferred_split_drain errno file_table flags follow_page fork gup gup_fast highmem huge_entry
+        huge_fault huge_move huge_split_locked huge_split_pmd huge_wp i_mmap isolate_lru kswapd lru madvise
+        madvise_free mapcount migrate_move mlock mm_types move_page_tables move_pages mprotect mremap munmap
+        page_check page_flags page_list page_ref page_referenced page_vma_mapped pcp pgtable pgtable_generic
+        pte put_page remove_mapping remove_migration rmqueue shrink_page_list split_huge_page_tail swap_io
+        swap_reuse swap_state swapfile swapops syscall try_to_unmap vma_adjust vma_prot vmstat
     """,
     "check": """
-        audit audit_counts audit_frames audit_lists audit_misc audit_rmap audit_tables audit_tlb clock events facts
-        free_lists lock_names oracle pins report views walk
+        audit audit_counts audit_frames audit_lists audit_misc audit_rmap audit_tables audit_tlb clock events
+        facts free_lists lock_names oracle pins report views walk
     """,
 }

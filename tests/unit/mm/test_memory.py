@@ -79,10 +79,10 @@ def test_a_swap_entry_without_its_slot(new_task) -> None:
         fault(task, A)
 
 
-def test_migration_pmd_cannot_be_here(new_task) -> None:
+def test_a_migration_entry_of_an_unlocked_page(new_task) -> None:
     task = new_task()
     task.mmap(A, 1)
     task.store(A, 3)
     mm_pmd(task.mm, A).val.store(_PAGE_MIGRATION | 0x5000)
-    with interpreted(), pytest.raises(KernelBug, match="there is no migration"):
+    with interpreted(), pytest.raises(KernelBug, match="migration entry of an unlocked page"):
         fault(task, A)

@@ -25,6 +25,7 @@ from concur_thp.mm.page_alloc import alloc_pages
 from concur_thp.mm.page_flags import (
     PageDoubleMap,
     PageHead,
+    PageSwapCache,
     PG_dirty,
     PG_lru,
     PG_migrated,
@@ -39,6 +40,7 @@ from concur_thp.mm.page_ref import get_page, page_ref_count
 from concur_thp.mm.pcp import drain_pcp
 from concur_thp.mm.pgtable import entry_pfn, is_pmd_migration_entry, pmd_table, pmd_trans_huge, pte_write
 from concur_thp.mm.swap import isolate_lru_page, lru_add_drain, put_page, putback_lru_page
+from concur_thp.mm.swap_state import add_to_swap, swap_cached_pfn
 from concur_thp.mm.thp_sysfs import set_switch
 from concur_thp.mm.try_to_unmap import (
     TTU_IGNORE_ACCESS,
@@ -364,3 +366,26 @@ def test_mm_of(new_task: Any) -> None:
     other = Mm(int(task.mms[0]))
     assert do_move_page(task.cpu, other, region.at(1), 0, NEW_PAGE) == 0
     region.check()
+
+
+@pytest.mark.parametrize("huge", [False, True])
+def test_in_swap_cache(new_task: Any, huge: bool) -> None:
+    """Every slot, and the references and `private` that go with it, moves to the new page."""
+    region = Region(new_task(swap="64M"), huge=huge)
+    cpu, nr = region.cpu, region.n if huge else 1
+    old = region.head if huge else region.t.page(region.addr)
+    lock_page(cpu, old)
+    assert add_to_swap(cpu, old) == 1
+    unlock_page(cpu, old)
+    entry = old.private
+    assert page_ref_count(old) == nr + 1
+    assert region.move() == 0
+    new = region.head if huge else region.t.page(region.addr)
+    assert new != old and page_ref_count(new) == nr + 1 and page_ref_count(old) == 0
+    assert [swap_cached_pfn(entry + i) for i in range(nr)] == [page_to_pfn(new) + i for i in range(nr)]
+    assert [tail_page(new, i).private for i in range(nr)] == [entry + i for i in range(nr)]
+    assert PageSwapCache(new)
+    region.check()
+    get_page(cpu, new)
+    assert region.move() == -EBUSY
+    put_page(cpu, new)

@@ -10,7 +10,7 @@ from concur_thp.machine import Machine
 from concur_thp.mm.huge_split_pmd import split_huge_pmd_address
 from concur_thp.mm.lru import isolate_lru_page
 from concur_thp.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, Page, mem_map
-from concur_thp.mm.page_flags import PG_dirty, PG_swapcache, PG_writeback, PageHead, TestFlag, page_to_pfn, tail_page
+from concur_thp.mm.page_flags import PageHead, PG_active, PG_dirty, PG_swapcache, PG_writeback, TestFlag, page_to_pfn, tail_page
 from concur_thp.mm.page_lock import lock_page, unlock_page
 from concur_thp.mm.page_ref import page_ref_count
 from concur_thp.mm.pgtable import entry_pfn, is_swap_entry, pmd_trans_huge, table_entry
@@ -18,11 +18,11 @@ from concur_thp.mm.remove_mapping import PAGE_SUCCESS, __remove_mapping, pageout
 from concur_thp.mm.shrink_page_list import free_reclaimed
 from concur_thp.mm.swap_map import SWAP_HAS_CACHE, swap_info, swap_map
 from concur_thp.mm.swap_state import add_to_swap, swap_cached_pfn
+from concur_thp.mm.thp_sysfs import set_switch
 from concur_thp.mm.tlb_batch import try_to_unmap_flush_dirty
-from concur_thp.mm.try_to_unmap import TTU_BATCH_FLUSH, try_to_unmap
+from concur_thp.mm.try_to_unmap import TTU_BATCH_FLUSH, TTU_IGNORE_ACCESS, try_to_unmap
 from concur_thp.mm.vmstat import vmstat
 from tests.unit.mm.conftest import SMALLEST, Task
-from concur_thp.mm.thp_sysfs import set_switch
 
 
 @pytest.mark.parametrize(("order", "plain"), [(9, False), (3, False), (3, True)])
@@ -41,6 +41,7 @@ def test_a4(order: int, plain: bool) -> None:
         page = Page(int(mem_map[entry_pfn(task.pmd(addr))]))
         assert page_ref_count(page) == 1
         assert isolate_lru_page(cpu, page) == 1
+        page.flags.and_(~(1 << PG_active))
         assert page_ref_count(page) == 2
         lock_page(cpu, page)
 
@@ -55,7 +56,7 @@ def test_a4(order: int, plain: bool) -> None:
         split_huge_pmd_address(cpu, task.vma(addr), addr, 0, page)
         assert page_ref_count(page) == 2 * n + 1
 
-        assert try_to_unmap(cpu, page, TTU_BATCH_FLUSH) == 1
+        assert try_to_unmap(cpu, page, TTU_BATCH_FLUSH | TTU_IGNORE_ACCESS) == 1
         assert page_ref_count(page) == 1 + n
         assert all(swap_map[entry + i].count == SWAP_HAS_CACHE | 1 for i in range(n))
         table = entry_pfn(task.pmd(addr))

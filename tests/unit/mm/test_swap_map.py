@@ -42,7 +42,8 @@ def pte_only(cpu, entry: int) -> None:
 
 @pytest.fixture(params=[9, 3])
 def machine(request):
-    with Machine(memory="64M" if request.param == 9 else "4M", order=request.param, cpus=2, swap=8 * PAGE_SIZE << request.param) as m:
+    memory, swap = "64M" if request.param == 9 else "4M", 8 * PAGE_SIZE << request.param
+    with Machine(memory=memory, order=request.param, cpus=2, swap=swap) as m:
         yield m
 
 

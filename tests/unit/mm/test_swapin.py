@@ -9,19 +9,17 @@ from concur_thp.mm.madvise import do_madvise
 from concur_thp.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, Page, mem_map
 from concur_thp.mm.mprotect import do_mprotect
 from concur_thp.mm.mremap import do_mremap
-from concur_thp.mm.page_flags import PageHead, PageSwapCache, tail_page
+from concur_thp.mm.page_flags import PageHead, PageSwapCache, PG_active, tail_page
 from concur_thp.mm.page_list import LIST_PAGES, list_add, page_list
 from concur_thp.mm.page_lock import lock_page, unlock_page
-from concur_thp.mm.pgtable import entry_pfn, is_swap_entry, pte_present, pte_write
-from concur_thp.mm.put_page import put_page
+from concur_thp.mm.pgtable import _PAGE_ACCESSED, entry_pfn, is_swap_entry, pte_present, pte_write
 from concur_thp.mm.shrink_page_list import shrink_page_list
 from concur_thp.mm.swap import lru_add_drain, putback_lru_page
 from concur_thp.mm.swap_map import SWAP_COUNT, SWAP_HAS_CACHE, swap_info, swap_map
 from concur_thp.mm.swap_state import add_to_swap
 from concur_thp.mm.thp_sysfs import set_switch
-from concur_thp.mm.tlb_batch import try_to_unmap_flush
-from concur_thp.mm.try_to_unmap import TTU_SPLIT_HUGE_PMD, try_to_unmap
-from concur_thp.mm.pgtable import _PAGE_ACCESSED
+from concur_thp.mm.try_to_unmap import TTU_IGNORE_ACCESS, TTU_SPLIT_HUGE_PMD, try_to_unmap
+from concur_thp.mm.vmstat import vmstat
 
 ADDR = 1 << 24
 SWAP = {9: "16M", 3: "1M"}
@@ -41,6 +39,7 @@ def swap_out(task, *addresses: int) -> None:
         task.pte(addr).val.and_(~_PAGE_ACCESSED)
         page = task.page(addr)
         assert isolate_lru_page(task.cpu, page)
+        page.flags.and_(~(1 << PG_active))
         list_add(pages, page)
     assert shrink_page_list(task.cpu, pages) == len(addresses)
     assert all(is_swap_entry(task.pte(addr).val.read()) for addr in addresses)
@@ -81,8 +80,6 @@ def test_write_takes_the_page_out_of_the_cache(task):
 
 
 def test_a_clean_page_goes_again_without_io(task):
-    from concur_thp.mm.vmstat import vmstat
-
     task.mmap(ADDR, 1)
     task.store(ADDR, 5)
     swap_out(task, ADDR)
@@ -155,9 +152,7 @@ def huge_in_cache(task, nr: int) -> Page:
     assert PageHead(page) and isolate_lru_page(cpu, page)
     lock_page(cpu, page)
     assert add_to_swap(cpu, page)
-    task_pages = try_to_unmap(cpu, page, TTU_SPLIT_HUGE_PMD | 0x10)
-    assert task_pages == 1
-    try_to_unmap_flush(cpu)
+    assert try_to_unmap(cpu, page, TTU_SPLIT_HUGE_PMD | TTU_IGNORE_ACCESS) == 1
     unlock_page(cpu, page)
     putback_lru_page(cpu, page)
     return page
@@ -199,4 +194,3 @@ def test_a_shared_thp_is_copied_when_a_fork_needs_its_slots(task):
     task.run_in(parent)
     assert task.load(ADDR) == 50
     assert all(task.load(ADDR + i * PAGE_SIZE) == i + 1 for i in range(1, nr))
-    put_page  # noqa: B018
