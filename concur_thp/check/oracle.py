@@ -11,7 +11,8 @@ A read must return the value if no discard began since the write, zero if one th
 before the read, and one of the two otherwise. Counters stand per page and per huge block, so that emptying a block
 costs one count. After fork the forking CPU's words are known exactly in the child; of the other words any value is
 taken that its CPU wrote to that page before, and known from then on. Values carry their page and their writer: a
-translation into a foreign frame is seen at once.
+translation into a foreign frame is seen at once. A word that was only read, not written, may turn to zero later: reclaim
+may have found its page lazily freed.
 """
 
 from concur_thp.arch.bug import bug
@@ -26,6 +27,9 @@ ORACLE_PAGES = 4096
 """Pages of each mm that the oracle knows."""
 WRITERS = 8
 VALUE_MARK = 1 << 62
+LEARNED = 1 << 62
+"""In a word's birth: it was read, not written. After an MADV_FREE long ago, here or in the mm this one was forked from, the
+page may still be lazily freed, and reclaim may make it zero at any time until it is written."""
 DISCARD_BEGIN, DISCARD_END, SCRAMBLE_BEGIN, SCRAMBLE_END = 0, 1, 2, 3
 
 
@@ -49,7 +53,7 @@ class OracleWord(Struct, size=32):
     """The model of one word. Only its writer touches it."""
 
     value = field(I64, "cpu", "what it last wrote, or read and could not know before")
-    birth = field(I64, "cpu", "incarnation of the mm that this belongs to; anything else is unknown")
+    birth = field(I64, "cpu", "incarnation of the mm that this belongs to, and LEARNED; anything else is unknown")
     epoch = field(I64, "cpu", "discards begun before the write, page + block; -1 - that when one was under way")
     scrambled = field(I64, "cpu", "scrambles begun before the write, page + block; -1 when one was under way")
 
@@ -139,11 +143,11 @@ def oracle_fork(cpu: Cpu, parent: int, child: int):
         gets = word_of(cpu, child, page)
         # What began in the parent since the write may or may not have reached the child's copy.
         certain = had.epoch == begun(parent, page) and had.scrambled == scramble_begun(parent, page)
-        if had.birth == oracle_mms[parent].birth.read() and certain:
+        if had.birth & ~LEARNED == oracle_mms[parent].birth.read() and certain:
             gets.value = had.value
             gets.epoch = begun(child, page)
             gets.scrambled = scramble_begun(child, page)
-            gets.birth = birth
+            gets.birth = birth | had.birth & LEARNED
         else:
             gets.birth = 0
 
@@ -212,13 +216,16 @@ def oracle_load(cpu: Cpu, mm: int, page: int, addr: int):
         if value != 0 and not value_is_of(cpu, value):
             bug(cpu, "Q19: a word that this CPU never wrote (values: word, page)", value, page)
         word = word_of(cpu, mm, page)
-        if word.birth != oracle_mms[mm].birth.read():
+        birth = oracle_mms[mm].birth.read()
+        learned = LEARNED
+        if word.birth & ~LEARNED != birth:
             oracle_unknown(cpu, mm, page, value, scrambles)
         elif word.scrambled == scrambles:
             oracle_known(cpu, word, page, value, discards, ended_before)
+            learned = word.birth & LEARNED
         if ended_before == discards and settled_before == scrambles:  # Nothing was under way: this is what it is.
             word.value = value
-            word.birth = oracle_mms[mm].birth.read()
+            word.birth = birth | learned
             word.epoch = discards
             word.scrambled = scrambles
     return status
@@ -236,7 +243,7 @@ def oracle_known(cpu: Cpu, word: OracleWord, page: int, value: int, discards: in
     """A word this CPU knows, not scrambled since."""
     if value != word.value and value != 0:
         bug(cpu, "Q19: a lost or stale write (values: word read, word written)", value, word.value)
-    if value != word.value and word.epoch == discards:
+    if value != word.value and word.epoch == discards and word.birth & LEARNED == 0:
         bug(cpu, "Q19: a written word reads zero (values: page, word written)", page, word.value)
     if value != 0 and word.epoch >= 0 and ended_before > word.epoch:
         bug(cpu, "Q19: a word survived DONTNEED or munmap (values: word, page)", value, page)

@@ -18,11 +18,21 @@ from concur_thp.arch.points import Point
 from concur_thp.check.audit import audit
 from concur_thp.config import HPAGE_PMD_NR, HPAGE_PMD_SIZE, PAGE_SIZE
 from concur_thp.machine import Machine
-from concur_thp.mm.flags import MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE
+from concur_thp.mm.flags import (
+    __GFP_MOVABLE,
+    GFP_TRANSHUGE_LIGHT,
+    MADV_DONTNEED,
+    MAP_ANONYMOUS,
+    MAP_FIXED,
+    MAP_PRIVATE,
+    PROT_READ,
+    PROT_WRITE,
+)
 from concur_thp.mm.fork import dup_mm, mm_alloc, mmget, mmput, switch_to_mm
-from concur_thp.mm.mm_types import mms
-from concur_thp.mm.page_alloc import alloc_pages
+from concur_thp.mm.mm_types import MIGRATE_MOVABLE, mem_map, mms
+from concur_thp.mm.page_alloc import __free_pages, alloc_page, alloc_pages
 from concur_thp.mm.syscall import sys_madvise, sys_mmap
+from concur_thp.mm.thp_sysfs import set_switch
 from concur_thp.mm.uaccess import user_load, user_store
 from concur_thp.mm.vmstat import Stat
 from tests.litmus.held import run_held
@@ -42,6 +52,24 @@ def leave(mm: int, cpu: Cpu) -> None:
     cpu_park(cpu)
 
 
+def leave_small_pages_only(cpu: Cpu, order: int) -> list[tuple[int, int]]:
+    """Take every free block of a huge page's order but three, and the first page of each of those."""
+    set_switch("defrag", "never")
+    blocks = []
+    while block := alloc_pages(cpu, order, MIGRATE_MOVABLE, GFP_TRANSHUGE_LIGHT):
+        blocks.append((block, order))
+    for _ in range(3):
+        __free_pages(cpu, *blocks.pop())
+    small = []
+    while page := alloc_page(cpu, __GFP_MOVABLE):
+        small.append(page)
+    kept = [page for page in small if mem_map.index(page) % int(HPAGE_PMD_NR) == 0]
+    for page in small:
+        if page not in kept:
+            __free_pages(cpu, page, 0)
+    return [*blocks, *((page, 0) for page in kept)]
+
+
 @pytest.mark.parametrize("order", [9, 3])
 @pytest.mark.parametrize("small_pages", [False, True], ids=["huge copy", "fallback to small"])
 def test_what_dontneed_threw_away_does_not_come_back_with_the_copy(order: int, small_pages: bool) -> None:
@@ -55,14 +83,7 @@ def test_what_dontneed_threw_away_does_not_come_back_with_the_copy(order: int, s
         assert sys_mmap(cpu, start, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, 0, 0) == start
         assert user_store(cpu, start + page, OLD) == 0
         child = mms.index(dup_mm(cpu, mms[mm]))  # From here on the huge page is shared: a write copies it.
-        taken = []
-        while small_pages and (huge := alloc_pages(cpu, order, 1, 0x4008)):  # movable, compound
-            taken.append(huge)
-        if small_pages:  # One block for the small copies.
-            from concur_thp.mm.page_alloc import __free_pages
-
-            __free_pages(cpu, taken.pop(), order)
-            hog = [alloc_pages(cpu, 0, 1, 0x8)]
+        hoarded = leave_small_pages_only(cpu, order) if small_pages else []
         switch_to_mm(cpu, 0)
         cpu_park(cpu)
 
@@ -83,13 +104,10 @@ def test_what_dontneed_threw_away_does_not_come_back_with_the_copy(order: int, s
         assert run_held(machine, writer, Point.WP_HUGE_FLUSHED, discarder, waits) == [0, 0]
         copied = Stat.wp_huge_fallback_pages if small_pages else Stat.wp_huge_copy
         assert cpus[0].vmstat[int(copied)] == 1
-        if small_pages:
-            for huge in taken:
-                __free_pages(cpu, huge, order)
-            __free_pages(cpu, hog[0], 0)
+        for pages, of_order in hoarded:
+            __free_pages(cpu, pages, of_order)
         assert not audit(machine.config).violations
         cpu_resume(cpu)
         mmput(cpu, mms[child])
         mmput(cpu, mms[mm])
         cpu_park(cpu)
-        assert int(HPAGE_PMD_NR) == 1 << order

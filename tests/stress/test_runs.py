@@ -114,7 +114,7 @@ def test_too_little_memory_for_a_recording_says_how_much_is_needed(tmp_path):
 def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
     """A run of 60 s with its CPU processes; ended when the test leaves it."""
     process = subprocess.Popen([*COMMAND, "--run-dir", str(tmp_path / "runs"), "--seconds", "60", "--cpus", "3"],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_with_ctrl_c)
 
     def cpus() -> list[int]:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -126,6 +126,11 @@ def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]
             yield process, cpus()
         finally:
             process.kill()
+
+
+def _with_ctrl_c() -> None:
+    """A shell starts jobs in the background with SIGINT ignored; this run shall have it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _booted(tmp_path: Path) -> bool:

@@ -16,6 +16,7 @@ from concur_thp.mm.filemap import drop_caches
 from concur_thp.mm.flags import GFP_HIGHUSER_MOVABLE, VM_WRITE
 from concur_thp.mm.mm_types import (
     MM_ANONPAGES,
+    MM_SWAPENTS,
     NIL,
     PAGE_TYPE_NONE,
     POOL_VMA,
@@ -192,6 +193,7 @@ def rss_off_by_one(scene):
 @breaks("Q10")
 def swap_entry_without_swap(scene):
     scene.entry(SMALL + 5 * PAGE).val.store(7 << 12 | _PAGE_SWAP)
+    mms[1].rss[MM_SWAPENTS].add(1)  # Counted all right: it is the slot that is not there.
 
 
 @breaks("Q11")

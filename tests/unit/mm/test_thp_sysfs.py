@@ -32,6 +32,7 @@ def test_defaults(order: int) -> None:
         "khugepaged/max_ptes_swap": str(n // 8),
         "mremap_split": "0",
         "k5_young_half": "1",
+        "swap_whole_thp": "1",
         "hpage_pmd_size": str(4096 * n),
         "khugepaged/pages_collapsed": "0",
         "khugepaged/full_scans": "0",
