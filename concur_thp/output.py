@@ -19,9 +19,14 @@ STDOUT = "-"
 """A JSON destination: standard output, which then carries nothing else."""
 
 
+PIPE_WIDTH = 120
+"""Columns when nobody says how many there are."""
+
+
 def console(quiet: bool) -> Console:
-    """For messages."""
-    return Console(stderr=True, quiet=quiet)
+    """For messages and tables; results alone go to standard output."""
+    width = None if sys.stderr.isatty() else PIPE_WIDTH
+    return Console(stderr=True, quiet=quiet, markup=False, highlight=False, width=width)
 
 
 def result_console(quiet: bool, json_path: str) -> Console:
@@ -58,10 +63,11 @@ def write_json(destination: str, data: Any) -> None:
         if path.exists() and not path.is_file():
             path.write_text(text)  # a pipe or a device: nothing there can be replaced
         else:
-            _replace(path, text)
+            write_text(path, text)
 
 
-def _replace(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """A file, whole or not at all."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
             file.write(text)

@@ -1,6 +1,5 @@
 """`concur-thp stress`: real processes fault, fork and unmap on one machine, by a mix or by recordings; all of it audited."""
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -19,11 +18,11 @@ from concur_thp.mm.pcp import drain_pcp
 from concur_thp.mm.swap import lru_add_drain
 from concur_thp.mm.swap_state import drop_swap_cache
 from concur_thp.mm.thp_sysfs import set_switch
-from stress.build import compile_progress
+from concur_thp.output import compile_progress, console, write_json, write_text
 from stress.mix.load import load_mix, mix_body, unload_mix
 from stress.mix.table import parse_mix
 from stress.options import StressOptions
-from stress.progress import Progress, console
+from stress.progress import Progress
 from stress.replay import (
     Replay,
     end_pass,
@@ -33,7 +32,7 @@ from stress.replay import (
     replay_body,
     start_pass,
 )
-from stress.rundir import make_run_dir, write_json, write_text
+from stress.rundir import make_run_dir
 from stress.summary import closing_table, summary
 from workers.kcompactd import kcompactd
 from workers.khugepaged import khugepaged, khugepaged_wakeup
@@ -173,15 +172,11 @@ def run_stress(options: StressOptions) -> int:
 
 def _finish(run: StressRun, run_dir: Path) -> int:
     data = summary(run, run_dir)
-    write_json(run_dir / "summary.json", data)
+    write_json(str(run_dir / "summary.json"), data)
     if run.outcome.report:
         write_text(run_dir / "report.txt", run.outcome.report)
     options = run.options
-    if options.json == "-":
-        json.dump(data, sys.stdout, indent=2)
-        print()
-    elif options.json:
-        write_json(Path(options.json).absolute(), data)
+    write_json(options.json, data)
     if not options.quiet:
         closing_table(run.out, run, data)
     for line in failure_lines(run):

@@ -15,11 +15,6 @@ from concur_thp.mm.vmstat import Stat, vmstat
 REFRESH_SECONDS = 0.25
 
 
-def console(quiet: bool) -> Console:
-    """Messages for people go to standard error; standard output is for results."""
-    return Console(stderr=True, quiet=quiet, markup=False, highlight=False)
-
-
 class Progress:
     """Live figures of a run: operations a second, huge pages, splits, collapses, contended locks."""
 

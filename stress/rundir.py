@@ -1,11 +1,9 @@
 """The directory of a run: runs/<time>-<name>/, with `runs/latest` pointing at it. Files appear whole or not at all."""
 
-import json
 import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from concur_thp.errors import Misuse
 
@@ -24,16 +22,3 @@ def make_run_dir(root: Path, name: str) -> Path:
     except OSError as error:
         raise Misuse(f"--run-dir {root}: {error.strerror}; pass a directory that can be written") from error
     return path
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
-
-
-def write_json(path: Path, data: Any) -> None:
-    """As write_text(), JSON with two blanks of indent."""
-    write_text(path, json.dumps(data, indent=2) + "\n")

@@ -10,7 +10,7 @@ from concur_thp.check.lock_stat import lock_stat
 from concur_thp.mm.vmstat import vmstat
 from stress.mix.load import mix_operations
 from stress.progress import operations_done
-from stress.recordings.count import recorded_by_region
+from stress.recordings.count import faults_by_region, recorded_by_region, tasks_of
 from stress.replay import Replay
 
 NEAR = 0.02
@@ -53,7 +53,7 @@ def _recording(replay: Replay) -> dict[str, Any]:
         "replayed": replay.replayed, "faults": faults, "faults_recorded": replay.plan.faults_recorded,
         "faults_twin": wanted, "ratio_twin": round(faults / wanted, 4) if faults and wanted else None,
         "errors": replay.errors, "foreign_words": replay.foreign, "without_thp": sorted(replay.without_thp),
-        "by_region": dict(replay.by_region),
+        "by_region": regions(replay),
     }
 
 
@@ -78,6 +78,20 @@ def closing_table(out: Console, run: Any, data: dict[str, Any]) -> None:
         _replay_lines(out, replay)
 
 
+def regions(replay: Replay) -> dict[str, dict[str, int]]:
+    """Faults by kind of region: here, in the twin, and what the twin's own touches come to when each page faults once.
+
+    The difference of the last two is timing: two threads that touch a page at the same moment both fault on Linux.
+    """
+    out = {name: {"here": number} for name, number in sorted(replay.by_region.items()) if number}
+    if replay.twin:
+        recorded = recorded_by_region(replay.twin)
+        once = faults_by_region(replay.twin, True, disabled=tasks_of(replay.twin, replay.without_thp))
+        for name in sorted(set(out) | set(recorded)):
+            out.setdefault(name, {"here": 0}).update(twin=recorded[name], twin_once=once[name])
+    return out
+
+
 def _replay_lines(out: Console, replay: Replay) -> None:
     if not replay.faults:
         return
@@ -88,8 +102,11 @@ def _replay_lines(out: Console, replay: Replay) -> None:
     out.print(line)
     if replay.without_thp:
         out.print(f"  without THP, as its twin shows: {', '.join(sorted(replay.without_thp))}")
-    if wanted and replay.twin and abs(faults / wanted - 1) > NEAR:
-        theirs = recorded_by_region(replay.twin)
-        for region in sorted(set(theirs) | set(replay.by_region)):
-            if theirs[region] != replay.by_region[region]:
-                out.print(f"  {region}: {replay.by_region[region]:,} here, {theirs[region]:,} there")
+    if wanted and abs(faults / wanted - 1) > NEAR:
+        rows = regions(replay)
+        for name, row in rows.items():
+            out.print(f"  {name:8} {row['here']:>7,} here  {row['twin']:>7,} in the twin"
+                      f"  {row['twin_once']:>7,} of its touches")
+        timing = sum(row["twin"] - row["twin_once"] for row in rows.values())
+        out.print(f"  {timing:,} of the twin's faults are second faults of threads that touched a page at the same moment;")
+        out.print(f"  the other {wanted - timing - faults:,} are touches that one of the recordings has and the other has not")

@@ -36,6 +36,8 @@ class Tracepoint(IntEnum):
     split_huge_page = 17  # not Linux's: pfn of the head, pfn of the caller's page, result
     migrate_page = 24  # not Linux's: pfn, new pfn, result
     mm_compaction_end = 25  # compaction: zone, order, COMPACT_*
+    mm_vmscan_writepage = 26  # vmscan: pfn, slot, flags
+    mm_vmscan_lru_shrink_inactive = 27  # vmscan: list, pages taken, pages reclaimed
 
 
 @inline

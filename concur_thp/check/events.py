@@ -32,6 +32,8 @@ ARGUMENTS: dict[int, tuple[str, ...]] = {
     Tracepoint.thp_deferred_split: ("pfn",),
     Tracepoint.page_remove_rmap: ("pfn", "compound", "mapcount"),
     Tracepoint.zap_huge_pmd: ("pfn", "address", "mm"),
+    Tracepoint.mm_vmscan_writepage: ("pfn", "slot", "flags"),
+    Tracepoint.mm_vmscan_lru_shrink_inactive: ("list", "taken", "reclaimed"),
     Tracepoint.migrate_page: ("pfn", "to", "result"),
     Tracepoint.mm_compaction_end: ("zone", "order", "result"),
 }

@@ -6,6 +6,8 @@ An isolated page has no PG_lru, stands on a private list and holds a reference o
 from concur_thp.arch.bug import bug_on
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import kernel
+from concur_thp.arch.listen import check_point
+from concur_thp.arch.points import Point
 from concur_thp.mm.lru import add_page_to_lru_list, del_page_from_lru_list, page_evictable, page_lru
 from concur_thp.mm.mm_types import NIL, mem_map, pgdat
 from concur_thp.mm.page_alloc import free_the_page
@@ -82,6 +84,7 @@ def free_unref_pages(cpu: Cpu, pages: PageList):
     """
     page = list_pop(pages)
     while page:
+        check_point(cpu, Point.PUT_PAGE_ZERO, page)
         if PageHead(page):
             free_transhuge_page(cpu, page)
         else:

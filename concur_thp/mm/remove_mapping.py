@@ -7,6 +7,7 @@ from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.listen import point
 from concur_thp.arch.points import Point
+from concur_thp.arch.trace import Tracepoint, trace
 from concur_thp.config import HPAGE_PMD_NR
 from concur_thp.mm.filemap import __delete_from_page_cache, page_file_nr
 from concur_thp.mm.mm_types import Page, files
@@ -53,6 +54,7 @@ def pageout(cpu: Cpu, page: Page):
     # Cleaned before it is written: what is stored from now on makes it dirty again.
     if not TestClearFlag(page, PG_dirty):
         return PAGE_CLEAN
+    trace(cpu, Tracepoint.mm_vmscan_writepage, page_to_pfn(page), page.private, page.flags.read())
     swap_writepage(cpu, page)
     busy = 1 << PG_dirty | 1 << PG_writeback
     if page.flags.read() & busy != 0 or not trylock_page(cpu, page):

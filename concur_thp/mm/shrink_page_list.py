@@ -7,7 +7,7 @@ down everywhere; written; out of its cache; freed. TLB flushes wait until pages 
 from concur_thp.arch.bug import bug_on
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
-from concur_thp.arch.listen import point
+from concur_thp.arch.listen import check_point, point
 from concur_thp.arch.points import Point
 from concur_thp.mm.flags import VM_EXEC, VM_LOCKED
 from concur_thp.mm.isolate_lru import free_unref_pages
@@ -175,6 +175,7 @@ def free_reclaimed(cpu: Cpu, page: Page):
     """The page is nobody's. Small pages wait for the flush; a THP is freed at once, so it is flushed at once (K11 fixed)."""
     if PageHead(page):
         try_to_unmap_flush(cpu)
+        check_point(cpu, Point.PUT_PAGE_ZERO, page)
         free_transhuge_page(cpu, page)
     else:
         list_add(page_list(cpu, LIST_FREE), page)

@@ -13,6 +13,7 @@ from concur_thp.arch.points import Point
 from concur_thp.arch.shared import SharedArray
 from concur_thp.arch.struct import I32, I64, Struct, field
 from concur_thp.arch.system import system
+from concur_thp.arch.trace import Tracepoint, trace
 from concur_thp.config import HPAGE_PMD_NR, NR_CPUS
 from concur_thp.mm import alloc_slowpath
 from concur_thp.mm.deferred_split_drain import SHRINK_STOP, deferred_split_count, deferred_split_scan
@@ -99,6 +100,7 @@ def shrink_inactive_list(cpu: Cpu, nr_to_scan: int, number: int):
     reclaimed = shrink_page_list(cpu, pages)
     move_pages_to_lru(cpu, page_list(cpu, LIST_RET))
     pgdat.isolated.sub(taken)
+    trace(cpu, Tracepoint.mm_vmscan_lru_shrink_inactive, number, taken, reclaimed)
     sc.nr_scanned = sc.nr_scanned + taken
     mod_stat(cpu, Stat.pgscan_kswapd if sc.is_kswapd else Stat.pgscan_direct, taken)
     mod_stat(cpu, Stat.pgsteal_kswapd if sc.is_kswapd else Stat.pgsteal_direct, reclaimed)

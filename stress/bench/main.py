@@ -4,12 +4,10 @@ The sides take turns (A B A B), so that a machine whose speed drifts slows all o
 """
 
 import functools
-import json
 import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import multiprocess
@@ -18,12 +16,10 @@ from rich.table import Table
 from concur_thp.errors import Misuse
 from concur_thp.machine import Machine
 from concur_thp.mm.thp_sysfs import set_switch
+from concur_thp.output import compile_progress, console, write_json
 from stress.bench import host_kernel, host_locks
 from stress.bench.children import Measured, NotHere, in_children
 from stress.bench.emulator import ROWS, Bed
-from stress.build import compile_progress
-from stress.progress import console
-from stress.rundir import write_json
 
 TURNS = 3
 """How often the sides take turns."""
@@ -53,11 +49,7 @@ def run_bench(options: BenchOptions) -> int:
         set_switch("defrag", "always")
         names = options.only or tuple(ROWS)
         rows = [row(machine, name, processes, options.rounds, out) for name in names for processes in PROCESSES]
-    if options.json == "-":
-        json.dump(rows, sys.stdout, indent=2)
-        print()
-    elif options.json:
-        write_json(Path(options.json).absolute(), rows)
+    write_json(options.json or "", rows)
     if not options.quiet:
         _table(out, rows)
     return 0
@@ -129,7 +121,7 @@ def _row(name: str, processes: int, found: dict[str, list[float]], reasons: dict
 def _table(out: Any, rows: list[dict[str, Any]]) -> None:
     table = Table(title="ns per operation, medians; ratio = theirs / ours", title_justify="left", box=None)
     for heading in ("row", "processes", "emulator", "Linux", "ratio", "multiprocess", "ratio"):
-        table.add_column(heading, justify="left" if heading == "row" else "right")
+        table.add_column(heading, justify="left" if heading == "row" else "right", no_wrap=True)
     for line in rows:
         cells = [line["processes"], line["emulator"], line["kernel"], line["ratio_kernel"], line["multiprocess"],
                  line["ratio_multiprocess"]]

@@ -90,9 +90,9 @@ def _table(path: Path) -> Iterator[str]:
     columns = [
         recorded_by_region(never),
         faults_by_region(never, False),
-        faults_by_region(never, True, disabled=_tasks_of(never, names)),
+        faults_by_region(never, True, disabled=tasks_of(never, names)),
         recorded_by_region(twin) if twin else Counter(),
-        faults_by_region(twin, True, disabled=_tasks_of(twin, names)) if twin else Counter(),
+        faults_by_region(twin, True, disabled=tasks_of(twin, names)) if twin else Counter(),
     ]
     yield _row(never.name, "all", [sum(column.values()) for column in columns])
     for kind in sorted(columns[0]):
@@ -102,7 +102,8 @@ def _table(path: Path) -> Iterator[str]:
         yield f"  with THP off in {', '.join(sorted(names))}, as its twin shows; {plain} without that"
 
 
-def _tasks_of(plan: Plan, comms: frozenset[str]) -> frozenset[int]:
+def tasks_of(plan: Plan, comms: frozenset[str]) -> frozenset[int]:
+    """The tasks that run one of these programs."""
     return frozenset(index for index, task in enumerate(plan.tasks) if task.comm in comms)
 
 
