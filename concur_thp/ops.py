@@ -6,12 +6,13 @@ recording it came from (0 when there is none). The array lives in the shared seg
 Emulator: the format between `stress/` (which writes programs) and `workers/cpu.py` (which runs them).
 """
 
-from enum import IntEnum
+from enum import IntEnum, unique
 
 ROW_WORDS = 8
 """int64 words of one row: op, a0..a5, line."""
 
 
+@unique
 class Op(IntEnum):
     """Operations. Addresses and lengths are bytes; `task` is an index into the program's task table."""
 

@@ -63,8 +63,13 @@ class Crew:
         self._processes: dict[int, tuple[Role, Any, Any]] = {}
         self._moved: dict[int, tuple[tuple[int, int, int], float]] = {}
         self.outcome = Outcome()
+        self._interrupted = False
+        self._handler: Any = None
 
     def __enter__(self) -> "Crew":
+        # A flag, no exception: an exception that is raised in the middle of fork() is swallowed.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._handler = signal.signal(signal.SIGINT, self._interrupt)
         for role in self.roles:
             receiver, sender = self._context.Pipe(duplex=False)
             process = self._context.Process(target=_child, args=(self.machine, role, sender, os.getpid()),
@@ -76,17 +81,22 @@ class Crew:
 
     def __exit__(self, *error: object) -> None:
         self.kill()
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
+
+    def _interrupt(self, *signal_and_frame: object) -> None:
+        self._interrupted = True
 
     def watch(self, seconds: float | None, tick: Callable[[], None] | None = None) -> Outcome:
         """Run until the essential roles end, `seconds` have passed, or something goes wrong."""
         deadline = None if seconds is None else time.monotonic() + seconds
-        try:
-            while self.outcome.kind == "done" and self._essential_left():
-                if deadline is not None and time.monotonic() >= deadline:
-                    break
+        while self.outcome.kind == "done" and self._essential_left():
+            if self._interrupted:
+                self.outcome = Outcome("interrupted", what="interrupted from the keyboard", results=self.outcome.results)
+            elif deadline is not None and time.monotonic() >= deadline:
+                break
+            else:
                 self._look(tick)
-        except KeyboardInterrupt:
-            self.outcome = Outcome("interrupted", what="interrupted from the keyboard")
         self._finish()
         return self.outcome
 

@@ -4,9 +4,10 @@ Points sit at every lock operation and at the places where a race of Appendix B 
 is one store and one untaken branch.
 """
 
-from enum import IntEnum
+from enum import IntEnum, unique
 
 
+@unique
 class Point(IntEnum):
     """Where a CPU is. The comment says what has just happened or is about to."""
 
@@ -69,9 +70,9 @@ class Point(IntEnum):
     SPLIT_PAGE_REMAPPED = 104  # mapped again, the pieces still locked
     MIGRATION_ENTRY_WAIT = 105  # a reference taken, the ptl released, about to wait for the page lock
     DEFERRED_SCAN_PINNED = 106  # pages pinned on the private list, split_queue_lock released
-    GUP_FAST_READ = 100  # irqs off: entry read, no reference yet
-    GUP_FAST_GOT = 101  # irqs off: reference taken, entry not yet looked at again
-    FOLLOW_PAGE = 102  # follow_page: the pmd has not been read yet
+    GUP_FAST_READ = 107  # irqs off: entry read, no reference yet
+    GUP_FAST_GOT = 108  # irqs off: reference taken, entry not yet looked at again
+    FOLLOW_PAGE = 109  # follow_page: the pmd has not been read yet
     SWAP_CACHE_ADDED = 110  # in the swap cache, its ptes still there
     SWAP_CACHE_DELETED = 111  # out of the swap cache, its slots not yet given up
     SWAP_WRITEBACK = 112  # page unlocked, PG_writeback set, the device not yet asked

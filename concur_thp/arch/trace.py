@@ -1,6 +1,6 @@
 """Per-CPU event rings under the kernel's tracepoint names. One writer each; read after the machine has stopped."""
 
-from enum import IntEnum
+from enum import IntEnum, unique
 
 from concur_thp.arch.builtins import cycles
 from concur_thp.arch.cpu import Cpu, Event
@@ -14,6 +14,7 @@ RING_EVENTS = 1024
 rings = SharedArray("rings", Event, lambda config: NR_CPUS * RING_EVENTS)
 
 
+@unique
 class Tracepoint(IntEnum):
     """What happened; the comment names the three values of the event."""
 

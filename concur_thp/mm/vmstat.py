@@ -3,13 +3,14 @@
 Events and statistics are kept per CPU, changed by their own CPU only, and summed when read.
 """
 
-from enum import IntEnum
+from enum import IntEnum, unique
 
 from concur_thp.arch.cpu import NR_VMSTAT, Cpu, cpus
 from concur_thp.arch.linker import inline
 from concur_thp.config import NR_CPUS
 
 
+@unique
 class Stat(IntEnum):
     """Rows of cpu.vmstat. Upper case: levels (node statistics). Lower case: events, which only rise."""
 

@@ -1,12 +1,13 @@
 """What a mix can do, as rows: name, default weight, meaning. `--mix name=weight,...` changes the weights."""
 
-from enum import IntEnum
+from enum import IntEnum, unique
 from typing import NamedTuple
 
 from concur_thp.errors import Misuse
 from concur_thp.ops import OP_NAMES
 
 
+@unique
 class MixOp(IntEnum):
     """Operations of a mix; the order is the order of MIX_TABLE."""
 
