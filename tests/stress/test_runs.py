@@ -15,14 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from stress.main import DAEMONS
 from tests.processes import wait_for
 
 COMMAND = [sys.executable, "-m", "concur_thp", "stress"]
 KEYS = {"verdict", "seconds", "cpus", "seed", "operations", "operations_per_second", "violations", "audit", "vmstat",
         "lock_stat", "recordings", "run_dir"}
 """Of `stress --json`, design section 10."""
-DAEMONS = 1
-"""khugepaged."""
 FAULT = "exceptions:page_fault_user:"
 
 
@@ -122,7 +121,7 @@ def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]
 
     with process:
         try:
-            wait_for(lambda: process.poll() is not None or (len(cpus()) == DAEMONS + 3 and _booted(tmp_path)), "the CPUs")
+            wait_for(lambda: process.poll() is not None or (len(cpus()) == 3 + len(DAEMONS) and _booted(tmp_path)), "the CPUs")
             yield process, cpus()
         finally:
             process.kill()
