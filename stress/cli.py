@@ -29,6 +29,8 @@ def _recordings(ctx: click.Context, param: click.Parameter, value: tuple[str, ..
               help="Weights of the random operations; `only:` in front sets the others to 0.")
 @click.option("--enabled", type=click.Choice(ENABLED), default="always", show_default=True,
               help="transparent_hugepage/enabled.")
+@click.option("--switch", "switches", metavar="NAME=VALUE", multiple=True,
+              help="Write another switch, such as khugepaged/max_ptes_none=0; may be repeated.")
 @click.option("--chaos", is_flag=True, help="Delay CPUs at random points, seeded.")
 @click.option("--khugepaged/--no-khugepaged", default=True, show_default=True, help="Run khugepaged beside the CPUs.")
 @click.option("--run-dir", metavar="DIR", default="runs", show_default=True, help="Where runs keep what they found.")

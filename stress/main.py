@@ -157,6 +157,9 @@ def run_stress(options: StressOptions) -> int:
             set_switch("khugepaged/scan_sleep_millisecs", MIX_SLEEP_MS)
             set_switch("defrag", "defer+madvise")  # Both ways: kcompactd, and direct compaction.
             set_switch("k5_young_half", 0)  # Only policy (K5), and with it nearly nothing is collapsed.
+        for switch in options.switches:
+            name, _, value = switch.partition("=")
+            set_switch(name, value)
         machine.listen_checks()
         if options.chaos:
             machine.listen_chaos()
@@ -205,6 +208,7 @@ def again(options: StressOptions) -> str:
         words.append(f"--swap {size_text(options.swap)}")
     if options.mix:
         words.append(f"--mix '{options.mix}'")
+    words += [f"--switch {switch}" for switch in options.switches]
     if options.chaos:
         words.append("--chaos")
     return " ".join(words)

@@ -24,6 +24,8 @@ class StressOptions:
     mix: str = ""
     """Weights as `--mix` takes them, '' for the default."""
     enabled: str = "always"
+    switches: tuple[str, ...] = ()
+    """NAME=VALUE: more files of /sys/kernel/mm/transparent_hugepage."""
     chaos: bool = False
     khugepaged: bool = True
     run_dir: str = "runs"
