@@ -16,7 +16,8 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from concur_thp.arch import builtins as intrinsics
@@ -256,12 +257,12 @@ def interpreted() -> Iterator[None]:
 @functools.cache
 def texts() -> dict[int, str]:
     """Number of each message in kernel code -> the message."""
-    found = {}
-    for source in Source.every:
-        found[intrinsics.text_id(source.name)] = source.name
-        for node in ast.walk(source.tree):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found[intrinsics.text_id(node.value)] = node.value
+    found = {intrinsics.text_id(source.name): source.name for source in Source.every}
+    for filename in {source.filename for source in Source.every}:  # A file at once: parsing each function takes seconds.
+        with suppress(OSError):  # Typed in, not in a file: its messages stay numbers.
+            for node in ast.walk(ast.parse(Path(filename).read_text())):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found[intrinsics.text_id(node.value)] = node.value
     return found
 
 
