@@ -23,9 +23,10 @@ from concur_thp.mm.flags import (
     VM_FAULT_ERROR,
     VM_FAULT_RETRY,
 )
-from concur_thp.mm.huge_entry import __SetPageUptodate, new_anon_pmd
+from concur_thp.mm.huge_entry import new_anon_pmd
 from concur_thp.mm.huge_fault import alloc_transhuge_page, map_new_huge_page
 from concur_thp.mm.mm_types import Entry, Mm, Page, Vma, anon_vmas, mem_map
+from concur_thp.mm.page_flags import __SetPageUptodate
 from concur_thp.mm.pgtable import entry_pfn, pmd_lockptr, pte_none, pte_present, set_entry, table_entry
 from concur_thp.mm.pgtable_alloc import pgtable_trans_huge_deposit, pmd_populate
 from concur_thp.mm.pgtable_generic import pmdp_collapse_flush

@@ -24,7 +24,7 @@ from concur_thp.mm.highmem import copy_page
 from concur_thp.mm.huge_entry import maybe_mkwrite
 from concur_thp.mm.mm_types import MM_ANONPAGES, Entry, Page, Vma, mms, pgdat
 from concur_thp.mm.page_alloc import alloc_page
-from concur_thp.mm.page_flags import PG_dirty, PG_uptodate, SetFlag, TestFlag, page_to_pfn
+from concur_thp.mm.page_flags import PG_dirty, PG_uptodate, SetFlag, TestFlag, __SetPageUptodate, page_to_pfn
 from concur_thp.mm.page_lock import PageLocked, unlock_page
 from concur_thp.mm.pgtable import (
     _PAGE_ACCESSED,
@@ -37,7 +37,7 @@ from concur_thp.mm.pgtable import (
     set_entry,
 )
 from concur_thp.mm.pgtable_generic import pmd_trans_unstable
-from concur_thp.mm.pte import __SetPageUptodate, mk_pte, pte_alloc
+from concur_thp.mm.pte import mk_pte, pte_alloc
 from concur_thp.mm.rmap import page_add_file_rmap, page_add_new_anon_rmap
 from concur_thp.mm.swap import lru_cache_add_active_or_unevictable, put_page
 from concur_thp.mm.vma_prot import vma_prot_bits

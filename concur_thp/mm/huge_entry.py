@@ -4,7 +4,6 @@ A huge page's content must be visible before its first entry: fill it, __SetPage
 take the pmd ptl and write the entry.
 """
 
-from concur_thp.arch.builtins import smp_wmb
 from concur_thp.arch.linker import inline
 from concur_thp.mm.flags import (
     __GFP_DIRECT_RECLAIM,
@@ -17,7 +16,7 @@ from concur_thp.mm.flags import (
 )
 from concur_thp.mm.huge_zero import is_huge_zero_pfn
 from concur_thp.mm.mm_types import Page, Vma
-from concur_thp.mm.page_flags import PG_uptodate, page_to_pfn
+from concur_thp.mm.page_flags import page_to_pfn
 from concur_thp.mm.pgtable import (
     _PAGE_ACCESSED,
     _PAGE_DIRTY,
@@ -69,13 +68,6 @@ def new_anon_pmd(page: Page, vma: Vma):
 def pmd_modify(pmd: int, prot: int):
     """Another protection; Accessed, Dirty and the rest stay."""
     return (pmd & ~PROTECTION) | (prot & PROTECTION)
-
-
-@inline
-def __SetPageUptodate(page: Page):
-    """The content of a page that nobody else can reach yet is complete."""
-    smp_wmb()  # the content before the bit, and so before any entry that maps it
-    page.flags.write(page.flags.read() | 1 << PG_uptodate)
 
 
 @inline

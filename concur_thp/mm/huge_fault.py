@@ -15,7 +15,6 @@ from concur_thp.mm.deferred_split import prep_transhuge_page
 from concur_thp.mm.flags import FAULT_FLAG_WRITE, VM_FAULT_FALLBACK, VM_FAULT_OOM
 from concur_thp.mm.highmem import clear_huge_page
 from concur_thp.mm.huge_entry import (
-    __SetPageUptodate,
     alloc_hugepage_direct_gfpmask,
     mk_huge_pmd,
     new_anon_pmd,
@@ -24,7 +23,7 @@ from concur_thp.mm.huge_zero import mm_get_huge_zero_page
 from concur_thp.mm.mm_slots import khugepaged_enter
 from concur_thp.mm.mm_types import MIGRATE_MOVABLE, MM_ANONPAGES, NIL, Entry, Mm, Page, Vma, mms
 from concur_thp.mm.page_alloc import alloc_pages
-from concur_thp.mm.page_flags import PageHead, page_to_pfn
+from concur_thp.mm.page_flags import PageHead, __SetPageUptodate, page_to_pfn
 from concur_thp.mm.page_ref import page_ref_count
 from concur_thp.mm.pgtable import _PAGE_ACCESSED, _PAGE_DIRTY, pmd_lockptr, pmd_trans_huge, set_entry
 from concur_thp.mm.pgtable_alloc import pgtable_trans_huge_deposit, pte_alloc_one, pte_free

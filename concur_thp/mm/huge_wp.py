@@ -15,7 +15,6 @@ from concur_thp.config import HPAGE_PMD_MASK, HPAGE_PMD_NR, NR_CPUS, PAGE_SIZE
 from concur_thp.mm.flags import GFP_HIGHUSER_MOVABLE, VM_FAULT_FALLBACK, VM_FAULT_OOM, VM_FAULT_WRITE
 from concur_thp.mm.highmem import clear_huge_page, copy_huge_page, copy_page
 from concur_thp.mm.huge_entry import (
-    __SetPageUptodate,
     alloc_hugepage_direct_gfpmask,
     is_huge_zero_pmd,
     maybe_mkwrite,
@@ -25,7 +24,7 @@ from concur_thp.mm.huge_fault import alloc_transhuge_page, map_new_huge_page
 from concur_thp.mm.huge_split_pmd import split_huge_pmd
 from concur_thp.mm.mm_types import MM_ANONPAGES, Entry, Mm, Page, Slot, Vma, mem_map, mms
 from concur_thp.mm.page_alloc import alloc_page
-from concur_thp.mm.page_flags import PageHead, page_to_pfn, tail_page
+from concur_thp.mm.page_flags import PageHead, __SetPageUptodate, page_to_pfn, tail_page
 from concur_thp.mm.page_lock import lock_page, trylock_page, unlock_page
 from concur_thp.mm.page_ref import get_page
 from concur_thp.mm.pgtable import (

@@ -4,6 +4,7 @@ Flags of a compound page live on its head: the accessors go through compound_hea
 links read raw from a tail are garbage (R6).
 """
 
+from concur_thp.arch.builtins import smp_wmb
 from concur_thp.arch.linker import inline
 from concur_thp.config import HPAGE_PMD_NR
 from concur_thp.mm.mm_types import MAPPING_SHIFT, PAGE_MAPPING_ANON, Page, mem_map
@@ -99,6 +100,13 @@ def TestClearFlag(page: Page, flag: int):
 @inline
 def TestSetFlag(page: Page, flag: int):
     return (compound_head(page).flags.or_(1 << flag) >> flag) & 1
+
+
+@inline
+def __SetPageUptodate(page: Page):
+    """The content of a page that nobody else can reach yet is complete."""
+    smp_wmb()  # the content before the bit, and so before any entry that maps it
+    page.flags.write(page.flags.read() | 1 << PG_uptodate)
 
 
 @inline

@@ -7,7 +7,7 @@ from concur_thp.config import PGDIR_SHIFT, PMD_MASK, PMD_SIZE, PUD_SHIFT
 from concur_thp.mm.errno import ENOMEM
 from concur_thp.mm.filemap import mm_counter_file
 from concur_thp.mm.mm_types import MM_ANONPAGES, NIL, Entry, Mm, Page, Vma, mem_map
-from concur_thp.mm.page_flags import PageAnon, PG_uptodate, page_to_pfn
+from concur_thp.mm.page_flags import PageAnon, page_to_pfn
 from concur_thp.mm.pgtable import (
     _PAGE_ACCESSED,
     entry_pfn,
@@ -39,13 +39,6 @@ def vm_normal_page(pte: int) -> Page:
 def mm_counter(page: Page):
     """The rss counter that a mapped page is in."""
     return MM_ANONPAGES if PageAnon(page) else mm_counter_file(page)
-
-
-@inline
-def __SetPageUptodate(page: Page):
-    """The content of a page that nobody else can reach yet is complete."""
-    smp_wmb()  # the content before the bit, and so before any entry that maps it
-    page.flags.write(page.flags.read() | 1 << PG_uptodate)
 
 
 @inline

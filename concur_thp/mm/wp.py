@@ -23,12 +23,12 @@ from concur_thp.mm.highmem import copy_page
 from concur_thp.mm.huge_entry import maybe_mkwrite
 from concur_thp.mm.mm_types import MM_ANONPAGES, Entry, Page, Vma, mms
 from concur_thp.mm.page_alloc import alloc_page
-from concur_thp.mm.page_flags import PageAnon, PG_dirty, SetFlag
+from concur_thp.mm.page_flags import PageAnon, PG_dirty, SetFlag, __SetPageUptodate
 from concur_thp.mm.page_lock import lock_page, trylock_page, unlock_page
 from concur_thp.mm.page_ref import get_page
 from concur_thp.mm.pgtable import _PAGE_ACCESSED, _PAGE_DIRTY, pte_lockptr, pte_offset, set_entry
 from concur_thp.mm.pgtable_generic import ptep_clear_flush
-from concur_thp.mm.pte import __SetPageUptodate, mk_pte, vm_normal_page
+from concur_thp.mm.pte import mk_pte, vm_normal_page
 from concur_thp.mm.rmap import (
     page_add_new_anon_rmap,
     page_move_anon_rmap,
