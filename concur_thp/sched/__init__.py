@@ -1,1 +1,0 @@
-"""Who moves next: free and chaos runs."""

@@ -1,1 +1,0 @@
-"""Event rings, read: the merged story of all CPUs."""
