@@ -31,6 +31,8 @@ class Op(IntEnum):
     EXEC = 12  # a0 start of the heap: leave this mm, start with an empty one
     EXIT = 13  # leave this mm; the last one out tears it down
     WAIT = 14  # a0 task, a1 row: go on only when that task has finished that row
+    MLOCK = 15  # a0 address, a1 length
+    MUNLOCK = 16  # a0 address, a1 length
 
 
 OP_NAMES = {int(op): op.name for op in Op}

@@ -21,7 +21,16 @@ from concur_thp.mm.errno import ENOMEM
 from concur_thp.mm.flags import MAP_FIXED, MMF_DISABLE_THP
 from concur_thp.mm.fork import dup_mm, mm_alloc, mmget, mmput
 from concur_thp.mm.mm_types import Mm, mms, percpu
-from concur_thp.mm.syscall import sys_brk, sys_madvise, sys_mmap, sys_mprotect, sys_mremap, sys_munmap
+from concur_thp.mm.syscall import (
+    sys_brk,
+    sys_madvise,
+    sys_mlock,
+    sys_mmap,
+    sys_mprotect,
+    sys_mremap,
+    sys_munlock,
+    sys_munmap,
+)
 from concur_thp.mm.uaccess import user_load, user_store
 from concur_thp.mm.vmstat import Stat
 from concur_thp.ops import Op
@@ -228,6 +237,10 @@ def run_call(cpu: Cpu, row: Row, op: int, a0: int):
         return sys_mremap(cpu, a0, row.arg[1], row.arg[2], row.arg[3])
     if op == Op.MADVISE:
         return sys_madvise(cpu, a0, row.arg[1], row.arg[2])
+    if op == Op.MLOCK:
+        return sys_mlock(cpu, a0, row.arg[1])
+    if op == Op.MUNLOCK:
+        return sys_munlock(cpu, a0, row.arg[1])
     return 0
 
 

@@ -12,6 +12,7 @@ from concur_thp.check import (
     audit_frames,
     audit_lists,
     audit_misc,
+    audit_mlock,
     audit_rmap,
     audit_swap,
     audit_tables,
@@ -27,7 +28,8 @@ def _number(law: Law) -> tuple[int, int]:
     return (0, int(law.id[1:])) if law.id[0] == "Q" else (1, 0)
 
 
-_MODULES = (audit_frames, audit_counts, audit_tables, audit_tlb, audit_rmap, audit_swap, audit_lists, audit_misc)
+_MODULES = (audit_frames, audit_counts, audit_tables, audit_tlb, audit_rmap, audit_swap, audit_lists, audit_misc,
+            audit_mlock)
 LAWS: tuple[Law, ...] = tuple(sorted((law for module in _MODULES for law in module.LAWS), key=_number))
 
 

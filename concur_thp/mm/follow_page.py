@@ -22,7 +22,7 @@ from concur_thp.mm.flags import (
 )
 from concur_thp.mm.huge_entry import is_huge_zero_pmd, vma_is_anonymous
 from concur_thp.mm.huge_split_pmd import split_huge_pmd
-from concur_thp.mm.mapcount import compound_mapcount
+from concur_thp.mm.mapcount import compound_mapcount, mapped_by_ptes
 from concur_thp.mm.migration_entry import migration_entry_wait, pmd_migration_entry_wait
 from concur_thp.mm.mlock import mlock_vma_page
 from concur_thp.mm.mm_types import Entry, Page, Vma, mem_map, mms
@@ -219,13 +219,14 @@ def mlock_huge_page(cpu: Cpu, head: Page):
 
     Context: pmd ptl held, so no waiting for the page lock.
     Linux: mm/huge_memory.c follow_trans_huge_pmd, FOLL_MLOCK
+    Differs: counts ptes; PG_double_map is missing after a migration (K10), and a pte-mapped THP would be mlocked (I21).
     """
     if (PageAnon(head) and compound_mapcount(head) != 1) or PageDoubleMap(head) or head.mapping == 0:
         return
     if not trylock_page(cpu, head):
         return
     lru_add_drain(cpu)  # A page in a pagevec cannot be isolated.
-    if head.mapping != 0 and not PageDoubleMap(head):
+    if head.mapping != 0 and not PageDoubleMap(head) and not mapped_by_ptes(head):
         mlock_vma_page(cpu, head)
     unlock_page(cpu, head)
 

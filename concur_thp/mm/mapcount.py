@@ -67,6 +67,12 @@ def total_mapcount(head: Page):
 
 
 @inline
+def mapped_by_ptes(head: Page):
+    """Does any pte map a THP? Under the page lock the answer "no" lasts: only the split of a pmd brings the first one."""
+    return total_mapcount(head) != compound_mapcount(head)
+
+
+@inline
 def thp_mapcounts(head: Page):
     """Of an anon THP: the total << 32 | the largest mapcount of a subpage + 1. Reads in Linux's order (K1)."""
     most = 0

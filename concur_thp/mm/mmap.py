@@ -26,6 +26,7 @@ from concur_thp.mm.flags import (
     PROT_WRITE,
     VM_ACCESS,
     VM_GROWSDOWN,
+    VM_LOCKED,
     VM_MAYEXEC,
     VM_MAYREAD,
     VM_MAYSHARE,
@@ -40,7 +41,7 @@ from concur_thp.mm.mm_types import Mm, Vma, anon_vmas, files, mms
 from concur_thp.mm.munmap import PAGE_ALIGN, do_munmap, exit_mmap, vm_munmap
 from concur_thp.mm.vma_adjust import map_count_reached, split_vma, vm_area_alloc, vma_adjust
 from concur_thp.mm.vma_merge import vma_merge
-from concur_thp.mm.vma_prot import mmap_switches, vma_prot_bits
+from concur_thp.mm.vma_prot import mlock_limit_reached, mmap_switches, vma_prot_bits
 from concur_thp.mm.vma_tree import find_vma, find_vma_index, vma_at, vma_interval_tree_insert, vma_link
 from concur_thp.sync.rwsem import assert_held, assert_held_write, down_write, up_write
 from concur_thp.sync.spinlock import spin_lock, spin_unlock
@@ -271,11 +272,13 @@ def expand_stack(cpu: Cpu, vma: Vma, addr: int):
     anon_vma_lock_write(cpu, anon_vmas[vma.anon_vma])
     if addr < vma.vm_start:  # Else somebody was faster.
         grow = (vma.vm_start - addr) >> PAGE_SHIFT
-        if grow <= vma.vm_pgoff:
+        if grow <= vma.vm_pgoff and not (vma.vm_flags & VM_LOCKED and mlock_limit_reached(mm, grow)):
             spin_lock(cpu, mm.page_table_lock)
             anon_vma_interval_tree_pre_update_vma(cpu, vma)
             vma.vm_start = addr
             vma.vm_pgoff = vma.vm_pgoff - grow
+            if vma.vm_flags & VM_LOCKED:
+                mm.locked_vm = mm.locked_vm + grow
             anon_vma_interval_tree_post_update_vma(cpu, vma)
             spin_unlock(cpu, mm.page_table_lock)
         else:

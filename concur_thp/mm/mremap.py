@@ -10,8 +10,9 @@ from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.config import PAGE_MASK, PAGE_SHIFT, TASK_SIZE
 from concur_thp.mm.anon_vma import anon_vma_clone
-from concur_thp.mm.errno import EFAULT, EINVAL, ENOMEM
-from concur_thp.mm.flags import VM_MAYSHARE, VM_SHARED
+from concur_thp.mm.do_mlock import mm_populate
+from concur_thp.mm.errno import EAGAIN, EFAULT, EINVAL, ENOMEM
+from concur_thp.mm.flags import VM_LOCKED, VM_MAYSHARE, VM_SHARED
 from concur_thp.mm.huge_entry import vma_is_anonymous
 from concur_thp.mm.mm_types import Mm, Vma, mms
 from concur_thp.mm.mmap import get_unmapped_area, insert_vm_struct, vma_before
@@ -19,6 +20,7 @@ from concur_thp.mm.move_page_tables import move_page_tables
 from concur_thp.mm.munmap import PAGE_ALIGN, do_munmap
 from concur_thp.mm.vma_adjust import map_count_reached, vm_area_dup, vm_area_free, vma_adjust
 from concur_thp.mm.vma_merge import vma_merge
+from concur_thp.mm.vma_prot import mlock_limit_reached
 from concur_thp.mm.vma_tree import find_vma, vma_next
 from concur_thp.sync.rwsem import assert_held_write, down_write, up_write
 
@@ -28,9 +30,9 @@ def vma_to_resize(cpu: Cpu, mm: Mm, addr: int, old_len: int, new_len: int):
     """The vma that a mapping to be resized or moved lies in.
 
     Context: mmap_sem write.
-    Return: 0 with the vma in cpu.scratch[0]; -EFAULT, -EINVAL.
+    Return: 0 with the vma in cpu.scratch[0]; -EFAULT, -EINVAL, -EAGAIN (over the limit of mlock).
     Linux: mm/mremap.c vma_to_resize
-    Differs: nothing is accounted or limited.
+    Differs: of what an mm may have only mlocked pages are limited.
     """
     vma = find_vma(mm, addr)
     if not vma or vma.vm_start > addr:
@@ -39,6 +41,8 @@ def vma_to_resize(cpu: Cpu, mm: Mm, addr: int, old_len: int, new_len: int):
         return -EINVAL  # A second mapping of the same pages: shared ones only.
     if old_len > vma.vm_end - addr:
         return -EFAULT
+    if vma.vm_flags & VM_LOCKED and mlock_limit_reached(mm, (new_len - old_len) >> PAGE_SHIFT):
+        return -EAGAIN
     cpu.scratch[0] = int(vma)
     return 0
 
@@ -103,6 +107,8 @@ def move_vma(cpu: Cpu, mm: Mm, vma: Vma, old_addr: int, old_len: int, new_len: i
     if map_count_reached(mm, 4):  # The unmap at the end may split one vma into three.
         return -ENOMEM
     new_pgoff = vma.vm_pgoff + ((old_addr - vma.vm_start) >> PAGE_SHIFT)
+    locked = vma.vm_flags & VM_LOCKED
+    all_of_it = new_len >> PAGE_SHIFT
     new_vma = copy_vma(cpu, vma, new_addr, new_len, new_pgoff)
     if not new_vma:
         return -ENOMEM
@@ -122,6 +128,8 @@ def move_vma(cpu: Cpu, mm: Mm, vma: Vma, old_addr: int, old_len: int, new_len: i
     if old_len != 0:
         # Of the vmas only: nothing is mapped there any more. Failing for want of a vma struct leaves an empty mapping.
         do_munmap(cpu, mm, old_addr, old_len)
+    if locked:
+        mm.locked_vm = mm.locked_vm + all_of_it  # The unmap has subtracted the other one.
     return result
 
 
@@ -163,6 +171,8 @@ def mremap_grow(cpu: Cpu, mm: Mm, addr: int, old_len: int, new_len: int, may_mov
     if old_len == vma.vm_end - addr and vma_expandable(mm, vma, new_len - old_len):
         if vma_adjust(cpu, vma, vma.vm_start, addr + new_len, vma.vm_pgoff, Vma(0)) != 0:
             return -ENOMEM
+        if vma.vm_flags & VM_LOCKED:
+            mm.locked_vm = mm.locked_vm + ((new_len - old_len) >> PAGE_SHIFT)
         return addr
     if not may_move:
         return -ENOMEM
@@ -200,6 +210,12 @@ def do_mremap(cpu: Cpu, mm: Mm, addr: int, old_len: int, new_len: int, new_addr:
     if addr & ~PAGE_MASK != 0 or addr < 0 or old_len < 0 or new_len <= 0 or new_len > TASK_SIZE:
         return -EINVAL
     down_write(cpu, mm.mmap_sem)
-    result = mremap_locked(cpu, mm, addr, PAGE_ALIGN(old_len), PAGE_ALIGN(new_len), new_addr)
+    old_len = PAGE_ALIGN(old_len)
+    new_len = PAGE_ALIGN(new_len)
+    result = mremap_locked(cpu, mm, addr, old_len, new_len, new_addr)
+    vma = find_vma(mm, result) if result >= 0 and new_len > old_len else Vma(0)
+    grown = vma and vma.vm_flags & VM_LOCKED
     up_write(cpu, mm.mmap_sem)
+    if grown:
+        mm_populate(cpu, mm, result + old_len, result + new_len)
     return result

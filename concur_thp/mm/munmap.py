@@ -14,6 +14,7 @@ from concur_thp.mm.errno import EINVAL, ENOMEM
 from concur_thp.mm.free_pgtables import free_pgtables
 from concur_thp.mm.mm_types import Mm
 from concur_thp.mm.mmu_gather import FULL_MM_END, tlb_finish_mmu, tlb_gather_mmu
+from concur_thp.mm.munlock import munlock_vmas
 from concur_thp.mm.swap import lru_add_drain
 from concur_thp.mm.vma_adjust import __split_vma, map_count_reached, vm_area_free
 from concur_thp.mm.vma_tree import find_vma, find_vma_index, vma_at, vma_unlink_range
@@ -54,6 +55,7 @@ def do_munmap(cpu: Cpu, mm: Mm, start: int, length: int):
     behind = first
     while behind < mm.map_count and vma_at(mm, behind).vm_start < end:
         behind += 1
+    munlock_vmas(cpu, mm, first, behind)
     unmap_region(cpu, mm, first, behind, start, end)
     remove_vmas(cpu, mm, first, behind)
     return 0
@@ -130,6 +132,7 @@ def exit_mmap(cpu: Cpu, mm: Mm):
     count = mm.map_count
     if count == 0:  # fork may have failed before its first vma.
         return 0
+    munlock_vmas(cpu, mm, 0, count)
     lru_add_drain(cpu)
     tlb_gather_mmu(cpu, mm, 0, FULL_MM_END)
     unmap_vmas(cpu, mm, 0, count)

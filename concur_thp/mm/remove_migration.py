@@ -9,6 +9,7 @@ from concur_thp.arch.linker import inline, kernel
 from concur_thp.mm.anon_vma import anon_vma_lock_read, anon_vma_unlock_read, page_anon_vma
 from concur_thp.mm.flags import VM_LOCKED
 from concur_thp.mm.huge_entry import maybe_mkwrite, mk_huge_pmd
+from concur_thp.mm.mapcount import mapped_by_ptes
 from concur_thp.mm.migration_entry import assert_migrating, is_write_migration_entry
 from concur_thp.mm.mlock import mlock_vma_page
 from concur_thp.mm.mm_types import Entry, Page, Vma
@@ -109,6 +110,7 @@ def remove_migration_pmd(cpu: Cpu, new: Page, vma: Vma, addr: int, pmd: Entry):
 
     Context: as remove_migration_ptes(); pmd ptl held.
     Linux: mm/huge_memory.c remove_migration_pmd
+    Differs: counts ptes to see whether it may be mlocked, as PG_double_map does not come back here (K10).
     """
     entry = pmd.val.load()
     assert_migrating(cpu, entry)
@@ -121,5 +123,5 @@ def remove_migration_pmd(cpu: Cpu, new: Page, vma: Vma, addr: int, pmd: Entry):
     else:
         page_add_file_rmap(cpu, new, 1)
     set_entry(pmd, value)
-    if vma.vm_flags & VM_LOCKED and not PageDoubleMap(new):
+    if vma.vm_flags & VM_LOCKED and not PageDoubleMap(new) and not mapped_by_ptes(new):
         mlock_vma_page(cpu, new)

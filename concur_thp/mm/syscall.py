@@ -6,6 +6,7 @@ Each leaves a sys_enter event and runs the mm function of the same name; errors 
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.trace import Tracepoint, trace
+from concur_thp.mm.do_mlock import do_mlock, do_munlock
 from concur_thp.mm.madvise import do_madvise
 from concur_thp.mm.mm_types import Mm, mms, percpu
 from concur_thp.mm.mmap import do_brk, vm_mmap
@@ -91,3 +92,27 @@ def sys_madvise(cpu: Cpu, addr: int, length: int, advice: int):
     """
     trace(cpu, Tracepoint.sys_enter, Op.MADVISE, addr, length)
     return do_madvise(cpu, current(cpu), addr, length, advice)
+
+
+@kernel
+def sys_mlock(cpu: Cpu, addr: int, length: int):
+    """mlock(2).
+
+    Context: user mode; takes mmap_sem write, then read.
+    Return: 0 or an error.
+    Linux: mm/mlock.c mlock
+    """
+    trace(cpu, Tracepoint.sys_enter, Op.MLOCK, addr, length)
+    return do_mlock(cpu, current(cpu), addr, length)
+
+
+@kernel
+def sys_munlock(cpu: Cpu, addr: int, length: int):
+    """munlock(2).
+
+    Context: user mode; takes mmap_sem write.
+    Return: 0 or an error.
+    Linux: mm/mlock.c munlock
+    """
+    trace(cpu, Tracepoint.sys_enter, Op.MUNLOCK, addr, length)
+    return do_munlock(cpu, current(cpu), addr, length)

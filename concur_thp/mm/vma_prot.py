@@ -1,12 +1,13 @@
-"""What a vma's rights become in its entries, and a switch of mmap. (Linux: mm/mmap.c protection_map)"""
+"""What a vma's rights become in its entries, and what the system allows an mm. (Linux: mm/mmap.c protection_map)"""
 
 from typing import Any
 
 from concur_thp.arch.linker import inline
 from concur_thp.arch.shared import SharedOne
-from concur_thp.arch.struct import I32, Struct, field
+from concur_thp.arch.struct import I32, I64, Struct, field
+from concur_thp.config import HPAGE_PMD_NR
 from concur_thp.mm.flags import VM_ACCESS, VM_SHARED, VM_WRITE
-from concur_thp.mm.mm_types import Vma, mm_globals
+from concur_thp.mm.mm_types import Mm, Vma, mm_globals
 from concur_thp.mm.pgtable import _PAGE_PRESENT, _PAGE_PROTNONE, _PAGE_RW
 
 
@@ -14,6 +15,7 @@ class MmapSwitches(Struct, size=64):
     """Kernel code only reads these."""
 
     map_stack_nohuge = field(I32, "const", "1: MAP_STACK gives VM_NOHUGEPAGE, as Linux does since 6.7; v4.20: 0")
+    memlock = field(I64, "const", "RLIMIT_MEMLOCK of every mm, in pages")
 
 
 mmap_switches = SharedOne("mmap_switches", MmapSwitches)
@@ -26,6 +28,14 @@ def init_mmap(config: Any) -> None:
     mm_globals.file_pages = config.file_pages
     mm_globals.nr_mms = config.mms
     mmap_switches.map_stack_nohuge = int(getattr(config, "stack_nohuge", False))
+    # So much that a huge page fits, so little that a handful of mms leave room for the others.
+    mmap_switches.memlock = max(config.frames // 16, int(HPAGE_PMD_NR))
+
+
+@inline
+def mlock_limit_reached(mm: Mm, more: int):
+    """Would `more` VM_LOCKED pages be more than the mm may have?"""
+    return mm.locked_vm + more > mmap_switches.memlock
 
 
 @inline

@@ -16,14 +16,24 @@ from concur_thp.mm.flags import (
     GFP_HIGHUSER_MOVABLE,
     VM_FAULT_OOM,
     VM_FAULT_WRITE,
+    VM_LOCKED,
     VM_SHARED,
     VM_WRITE,
 )
 from concur_thp.mm.highmem import copy_page
 from concur_thp.mm.huge_entry import maybe_mkwrite
 from concur_thp.mm.mm_types import MM_ANONPAGES, Entry, Page, Vma, mms
+from concur_thp.mm.munlock import munlock_vma_page
 from concur_thp.mm.page_alloc import alloc_page
-from concur_thp.mm.page_flags import PageAnon, PG_dirty, SetFlag, __SetPageUptodate
+from concur_thp.mm.page_flags import (
+    PageAnon,
+    PageCompound,
+    PG_dirty,
+    PG_mlocked,
+    SetFlag,
+    TestFlag,
+    __SetPageUptodate,
+)
 from concur_thp.mm.page_lock import lock_page, trylock_page, unlock_page
 from concur_thp.mm.page_ref import get_page
 from concur_thp.mm.pgtable import _PAGE_ACCESSED, _PAGE_DIRTY, pte_lockptr, pte_offset, set_entry
@@ -155,7 +165,6 @@ def wp_page_copy(cpu: Cpu, vma: Vma, addr: int, pmd: Entry, orig_pte: int, old_p
     it.
     Return: VM_FAULT_WRITE: done; 0: the pte changed, look anew; VM_FAULT_OOM.
     Linux: mm/memory.c wp_page_copy
-    Differs: no mlocked page to munlock.
     """
     new_page = wp_new_page(cpu, vma, old_page)
     if not new_page:
@@ -186,9 +195,21 @@ def wp_page_copy(cpu: Cpu, vma: Vma, addr: int, pmd: Entry, orig_pte: int, old_p
         put_page(cpu, old_page)  # The mapping's reference; ours is still there.
     spin_unlock(cpu, ptl)
     if old_page:
+        munlock_copied_page(cpu, vma, old_page)
         put_page(cpu, old_page)
     count_vm_event(cpu, Stat.wp_copy)
     return VM_FAULT_WRITE
+
+
+@inline
+def munlock_copied_page(cpu: Cpu, vma: Vma, old_page: Page):
+    """Others, whose vmas need not be mlocked, may go on using the page: it must not stay for our sake."""
+    if vma.vm_flags & VM_LOCKED and TestFlag(old_page, PG_mlocked):
+        lock_page(cpu, old_page)
+        # A THP that we had mapped by a pte has no mark (I21): if it has one now, it is another mm's.
+        if not PageCompound(old_page) and TestFlag(old_page, PG_mlocked):
+            munlock_vma_page(cpu, old_page)
+        unlock_page(cpu, old_page)
 
 
 @inline

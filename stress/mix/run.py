@@ -38,6 +38,7 @@ from concur_thp.mm.mm_types import Mm
 from concur_thp.mm.syscall import sys_brk, sys_madvise, sys_mmap, sys_mprotect, sys_mremap, sys_munmap
 from concur_thp.mm.uaccess import user_load, user_store
 from stress.mix.migrate import mix_compact, mix_migrate
+from stress.mix.mlock import mix_mlock
 from stress.mix.physical import mix_drain, mix_split_page
 from stress.mix.pins import mix_forks, mix_pin, mix_pin_check, mix_unpin, mix_unpin_all
 from stress.mix.pressure import mix_reclaim
@@ -47,6 +48,7 @@ from stress.mix.state import (
     HEAP_START,
     NR_FILES,
     current_mm,
+    draw_range,
     file_addr,
     mix,
     mix_attach,
@@ -70,22 +72,6 @@ def draw(cpu: Cpu):
     while dice >= mix.upto[op]:
         op += 1
     return op
-
-
-@inline
-def draw_range(cpu: Cpu):
-    """A range of pages inside one half: one page, a few, part of a block, whole blocks. First page << 32 | pages."""
-    kind = random_below(cpu, 10)
-    if kind < 4:
-        pages = 1 + random_below(cpu, 4)
-        page = random_below(cpu, HALF - pages)
-    elif kind < 6:
-        pages = 1 + random_below(cpu, HPAGE_PMD_NR)
-        page = random_below(cpu, HALF - pages)
-    else:
-        pages = HPAGE_PMD_NR * (1 + random_below(cpu, 2))
-        page = random_below(cpu, (HALF - pages) // HPAGE_PMD_NR + 1) * HPAGE_PMD_NR
-    return ((page + HALF * random_below(cpu, 2)) << 32) | pages
 
 
 @kernel
@@ -329,6 +315,8 @@ def mix_step(cpu: Cpu):
         status = mix_compact(cpu)
     elif op == MixOp.reclaim:
         mix_reclaim(cpu)
+    elif op in (MixOp.mlock, MixOp.munlock):
+        status = mix_mlock(cpu, op == MixOp.mlock)
     else:
         status = mix_change(cpu, op)
     mine.counts[op] = mine.counts[op] + 1

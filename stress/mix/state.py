@@ -2,11 +2,12 @@
 
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
+from concur_thp.arch.random import random_below
 from concur_thp.arch.shared import SharedArray, SharedOne
 from concur_thp.arch.struct import I32, I64, Struct, embed, field
 from concur_thp.arch.tlbflush import switch_mm
 from concur_thp.check.oracle import ORACLE_PAGES
-from concur_thp.config import HPAGE_PMD_SIZE, NR_CPUS, PAGE_SHIFT, PAGE_SIZE, PUD_SHIFT
+from concur_thp.config import HPAGE_PMD_NR, HPAGE_PMD_SIZE, NR_CPUS, PAGE_SHIFT, PAGE_SIZE, PUD_SHIFT
 from concur_thp.mm.fork import mmget, mmput
 from concur_thp.mm.mm_types import Mm, mms, percpu
 from concur_thp.sync.lock_classes import FIRST_USER_CLASS
@@ -73,6 +74,22 @@ def file_addr(slot: int):
 @inline
 def current_mm(cpu: Cpu) -> Mm:
     return mms[percpu[cpu.id].mm]
+
+
+@inline
+def draw_range(cpu: Cpu):
+    """A range of pages inside one half: one page, a few, part of a block, whole blocks. First page << 32 | pages."""
+    kind = random_below(cpu, 10)
+    if kind < 4:
+        pages = 1 + random_below(cpu, 4)
+        page = random_below(cpu, HALF - pages)
+    elif kind < 6:
+        pages = 1 + random_below(cpu, HPAGE_PMD_NR)
+        page = random_below(cpu, HALF - pages)
+    else:
+        pages = HPAGE_PMD_NR * (1 + random_below(cpu, 2))
+        page = random_below(cpu, (HALF - pages) // HPAGE_PMD_NR + 1) * HPAGE_PMD_NR
+    return ((page + HALF * random_below(cpu, 2)) << 32) | pages
 
 
 @kernel

@@ -37,6 +37,8 @@ class MixOp(IntEnum):
     migrate = 23
     compact = 24
     reclaim = 25
+    mlock = 26
+    munlock = 27
 
 
 class MixRow(NamedTuple):
@@ -74,6 +76,8 @@ MIX_TABLE = (
     MixRow(MixOp.migrate, 12, "move the page at a random address to another frame, found by address or by frame"),
     MixRow(MixOp.compact, 1, "compact a zone, for one huge page or for all that can be done"),
     MixRow(MixOp.reclaim, 4, "age a few pages and reclaim a few, as direct reclaim would"),
+    MixRow(MixOp.mlock, 4, "mlock a range, as far as the limit of an mm goes"),
+    MixRow(MixOp.munlock, 6, "munlock a range"),
 )
 
 assert [row.op for row in MIX_TABLE] == list(MixOp)
