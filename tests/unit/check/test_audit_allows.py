@@ -12,7 +12,7 @@ from concur_thp.mm.page_alloc import alloc_page
 from concur_thp.mm.page_flags import PG_double_map
 from concur_thp.mm.pgtable import _PAGE_ACCESSED, _PAGE_RW
 from concur_thp.mm.swap import mark_page_accessed, put_page
-from concur_thp.mm.syscall import sys_madvise, sys_mprotect, sys_mremap, sys_munmap
+from concur_thp.mm.syscall import sys_madvise, sys_mlock, sys_mprotect, sys_mremap, sys_munmap
 from concur_thp.mm.uaccess import user_load
 from concur_thp.mm.vmstat import Stat
 
@@ -168,6 +168,27 @@ def shared_file_page_that_two_mms_may_write(scene):
     scene.store(SHARED + 2 * PAGE)
     assert user_load(scene.other, SHARED + 2 * PAGE) == 0
     scene.store(SMALL, THP)
+
+
+@looks_like("I21")
+def locked_thp_mapped_by_ptes_without_a_mark(scene):
+    assert sys_mlock(scene.cpu, THP, 2 * HUGE) == 0
+    assert sys_mprotect(scene.cpu, THP, PAGE, 1) == 0
+
+
+@looks_like("I21")
+def marked_thp_left_behind_by_a_huge_copy(scene):
+    """v4.20: the child has it now, and its vma is not mlocked."""
+    assert sys_mlock(scene.cpu, THP, HUGE) == 0
+    scene.fork()
+    scene.store(THP)
+    assert scene.page(THP) != scene.page(THP, mms[2])
+
+
+@looks_like("locked_vm")
+def child_of_a_mlocked_program(scene):
+    assert sys_mlock(scene.cpu, SMALL, 6 * PAGE) == 0
+    scene.fork()
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -34,9 +34,10 @@ from concur_thp.mm.mm_types import (
     zones,
 )
 from concur_thp.mm.page_alloc import alloc_page
-from concur_thp.mm.page_flags import PG_double_map, PG_locked, PG_lru, PG_reserved
+from concur_thp.mm.page_flags import PG_double_map, PG_locked, PG_lru, PG_mlocked, PG_reserved
 from concur_thp.mm.pgtable import _PAGE_DIRTY, _PAGE_MIGRATION, _PAGE_RW, _PAGE_SWAP, mm_pmd
 from concur_thp.mm.swap import lru_add_drain, put_page
+from concur_thp.mm.syscall import sys_mlock, sys_mprotect
 from concur_thp.mm.vma_tree import find_vma
 from concur_thp.mm.vmstat import Stat
 
@@ -336,6 +337,26 @@ def both_may_write_after_fork(scene):
 def both_may_write_a_huge_page(scene):
     scene.fork()
     scene.entry(THP).val.or_(_PAGE_RW)
+
+
+@breaks("I21")
+def marked_page_of_a_vma_that_is_not_mlocked(scene):
+    scene.page(SMALL).flags.or_(1 << PG_mlocked)
+    scene.cpu.vmstat[int(Stat.NR_MLOCK)] = 1
+
+
+@breaks("I21")
+def marked_thp_that_a_pte_maps(scene):
+    assert sys_mlock(scene.cpu, THP, HUGE) == 0
+    assert sys_mprotect(scene.cpu, THP, PAGE, 1) == 0
+    scene.page(THP).flags.or_(1 << PG_mlocked)
+    scene.cpu.vmstat[int(Stat.NR_MLOCK)] = 8
+
+
+@breaks("locked_vm")
+def locked_vm_off(scene):
+    assert sys_mlock(scene.cpu, SMALL, PAGE) == 0
+    scene.mm.locked_vm = 2
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -40,6 +40,7 @@ from concur_thp.mm.huge_split_pmd import split_huge_pmd_address
 from concur_thp.mm.madvise import do_madvise
 from concur_thp.mm.mm_types import Entry, Page, Slot, frames, mem_map, pgdat
 from concur_thp.mm.mprotect import do_mprotect
+from concur_thp.mm.munlock import munlock_vma_pages_range
 from concur_thp.mm.page_flags import PageCompound, PG_mlocked, PG_referenced, TestFlag, page_to_pfn, tail_page
 from concur_thp.mm.page_list import PageList
 from concur_thp.mm.page_lock import lock_page, unlock_page
@@ -429,7 +430,8 @@ def test_mlock_of_what_a_vma_maps(new_task, huge) -> None:
     assert vmstat()["NR_MLOCK"] == n
     page = Page(int(mem_map[entry_pfn(task.pmd(addr))])) if huge else task.page(addr)
     assert TestFlag(page, PG_mlocked)
-    vma.vm_flags = vma.vm_flags & ~VM_LOCKED
+    munlock_vma_pages_range(task.cpu, vma, addr, addr + n * PAGE_SIZE)
+    assert vmstat()["NR_MLOCK"] == 0
 
 
 def test_a_thp_mapped_by_ptes_is_not_mlocked(new_task) -> None:

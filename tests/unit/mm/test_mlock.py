@@ -1,14 +1,11 @@
 """PG_mlocked is set once and counted; reclaim marks what mlock could not, instead of taking it (3.24)."""
 
-import pytest
-
 from concur_thp.config import PAGE_SIZE
-from concur_thp.errors import KernelBug
 from concur_thp.mm.do_mlock import do_mlock, do_munlock
 from concur_thp.mm.isolate_lru import move_pages_to_lru
 from concur_thp.mm.lru import isolate_lru_page
 from concur_thp.mm.mlock import mlock_vma_page
-from concur_thp.mm.page_flags import PG_active, PG_mlocked, PG_unevictable, TestFlag
+from concur_thp.mm.page_flags import PG_active, PG_locked, PG_mlocked, PG_unevictable, TestFlag
 from concur_thp.mm.page_list import LIST_PAGES, LIST_RET, list_add, page_list
 from concur_thp.mm.page_lock import lock_page, unlock_page
 from concur_thp.mm.pgtable import _PAGE_ACCESSED, pte_present
@@ -33,16 +30,6 @@ def test_marked_once(new_task):
     assert do_munlock(task.cpu, task.mm, ADDR, PAGE_SIZE) == 0
 
 
-def test_only_under_the_page_lock(new_task, request):
-    if "interpreted" not in request.node.name:
-        pytest.skip("native code does not return from a bug")
-    task = new_task()
-    task.mmap(ADDR, 1)
-    task.store(ADDR, 1)
-    with pytest.raises(KernelBug, match="not locked"):
-        mlock_vma_page(task.cpu, task.page(ADDR))
-
-
 def test_reclaim_marks_what_mlock_did_not(new_task, request):
     """Its lock was taken when mlock came by: the vma says that the page has to stay, the page does not know yet."""
     task = new_task(swap="16M" if "order9" in request.node.name else "1M")
@@ -50,9 +37,9 @@ def test_reclaim_marks_what_mlock_did_not(new_task, request):
     task.store(ADDR, 5)
     page = task.page(ADDR)
     lru_add_drain(task.cpu)
-    lock_page(task.cpu, page)
+    page.flags.or_(1 << PG_locked)  # By another CPU.
     assert do_mlock(task.cpu, task.mm, ADDR, PAGE_SIZE) == 0 and not TestFlag(page, PG_mlocked)
-    unlock_page(task.cpu, page)
+    page.flags.and_(~(1 << PG_locked))
     pages = page_list(task.cpu, LIST_PAGES)
     task.pte(ADDR).val.and_(~_PAGE_ACCESSED)
     assert isolate_lru_page(task.cpu, page)

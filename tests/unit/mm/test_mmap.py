@@ -33,7 +33,7 @@ from concur_thp.mm.fork import dup_mm, exec_mmap, exit_mm, mmput, switch_to_mm
 from concur_thp.mm.mm_slots import khugepaged_scan
 from concur_thp.mm.mm_types import Mm, mms, percpu
 from concur_thp.mm.mmap import STACK_GUARD_GAP
-from concur_thp.mm.syscall import sys_brk, sys_madvise, sys_mmap, sys_mprotect, sys_mremap, sys_munmap
+from concur_thp.mm.syscall import sys_brk, sys_madvise, sys_mlock, sys_mmap, sys_mprotect, sys_mremap, sys_munmap
 from concur_thp.mm.thp_sysfs import set_switch
 from concur_thp.mm.uaccess import user_load, user_store
 from concur_thp.mm.vma_prot import mmap_switches
@@ -293,7 +293,7 @@ def test_fork_leaves_out_what_it_is_told_to() -> None:
             assert sys_mmap(cpu, BASE + k * P, P, RW, ANON | MAP_FIXED, 0, 0) > 0
             assert user_store(cpu, BASE + k * P, k + 1) == 0
         vmas()[1].vm_flags = vmas()[1].vm_flags | VM_DONTCOPY
-        vmas()[2].vm_flags = vmas()[2].vm_flags | VM_LOCKED
+        assert sys_mlock(cpu, BASE + 4 * P, P) == 0 and vmas()[2].vm_flags & VM_LOCKED
         mother = percpu[0].mm
         child = Mm(dup_mm(cpu, mms[mother]))
         assert (child.start_brk, child.mmap_base) == (mms[mother].start_brk, mms[mother].mmap_base)
