@@ -10,8 +10,10 @@ from concur_thp.machine import Machine
 from concur_thp.mm.filemap import file_alloc
 from concur_thp.mm.fork import mmput
 from concur_thp.mm.mm_types import mms
+from concur_thp.program.spaces import init_spaces, spaces
+from concur_thp.program.table import NR_SPACES
 from stress.mix.run import mix_new_mm, mix_run
-from stress.mix.state import FILE_PAGES, MAX_SPACES, NR_FILES, NR_MIX_OPS, SPACE_LOCK, mix, mix_cpus, spaces
+from stress.mix.state import FILE_PAGES, NR_FILES, NR_MIX_OPS, mix, mix_cpus
 from stress.mix.table import MIX_TABLE
 
 STEPS = 20_000
@@ -21,7 +23,8 @@ STEPS = 20_000
 def load_mix(machine: Machine, weights: dict[str, int]) -> None:
     """Make the mms and files that the CPUs will share, with `weights` by operation name."""
     cpu = machine.cpu(0)
-    mix.nr_spaces = min(MAX_SPACES, machine.config.cpus // 2 + 2)
+    mix.nr_spaces = min(NR_SPACES, machine.config.cpus // 2 + 2)
+    init_spaces()
     total = 0
     for row in MIX_TABLE:
         total += weights[row.op.name]
@@ -31,7 +34,6 @@ def load_mix(machine: Machine, weights: dict[str, int]) -> None:
     for slot in range(NR_FILES):
         mix.array[0].files[slot] = file_alloc(cpu, FILE_PAGES, slot + 1)
     for number in range(mix.nr_spaces):
-        spaces[number].lock.cls = SPACE_LOCK
         mm = mix_new_mm(cpu)
         if not mm:
             raise EmulatorError("no memory for the first mms of the mix")

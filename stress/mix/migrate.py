@@ -13,8 +13,9 @@ from concur_thp.mm.migrate import NEW_PAGE, NEW_SMALL_PAGE
 from concur_thp.mm.mm_types import pgdat
 from concur_thp.mm.move_pages import migrate_pfn, move_page, move_small_page
 from concur_thp.mm.page_flags import page_to_pfn
-from stress.mix.physical import page_at
-from stress.mix.state import FILE_PAGES, NR_FILES, current_mm, file_addr, page_addr
+from concur_thp.program.physical import page_at
+from concur_thp.program.spaces import current_mm
+from stress.mix.state import FILE_PAGES, NR_FILES, file_addr, page_addr
 
 
 @kernel
@@ -37,7 +38,7 @@ def mix_migrate(cpu: Cpu):
     if kind == 2:
         addr = file_addr(random_below(cpu, NR_FILES)) + (random_below(cpu, FILE_PAGES) << PAGE_SHIFT)
     if kind < 5:
-        page = page_at(cpu, addr)
+        page = page_at(mm, addr)
         return migrate_pfn(cpu, page, NEW_PAGE) if page else -EFAULT
     return move_page(cpu, mm, addr, NEW_PAGE)
 

@@ -37,13 +37,12 @@ from concur_thp.check.oracle import (
 from concur_thp.check.pins import PINS, check_pin, declare_pin, free_pin_row, pin_page, pin_row, unpin
 from concur_thp.config import NR_CPUS, PAGE_SIZE
 from concur_thp.mm.errno import EBUSY
-from concur_thp.mm.flags import FOLL_SPLIT, FOLL_WRITE
-from concur_thp.mm.gup import get_user_pages_unlocked
-from concur_thp.mm.gup_fast import __get_user_pages_fast, get_user_pages_fast
 from concur_thp.mm.mm_types import Slot, frames, mem_map
-from concur_thp.mm.page_flags import PageCompound, PG_dirty, SetFlag
-from concur_thp.mm.page_lock import lock_page, unlock_page
-from stress.mix.state import FILE_PAGES, NR_FILES, current_mm, file_addr, mix_cpus, page_addr, word_addr
+from concur_thp.mm.page_flags import PageCompound
+from concur_thp.program.pinning import pin_pages, set_page_dirty_lock
+from concur_thp.program.spaces import current_mm
+from concur_thp.program.table import PIN_FAST, PIN_SPLIT
+from stress.mix.state import FILE_PAGES, NR_FILES, file_addr, mix_cpus, page_addr, word_addr
 
 NO_PAGE = -1
 SEQ = 0xFFFFFFFFFF
@@ -106,20 +105,6 @@ def count_now(row: MixPin):
             and mix_forks[row.mm].ended.load() == row.forks)
 
 
-@inline
-def pin_some(cpu: Cpu, addr: int, nr: int, write: int, kind: int, pages: Slot):
-    """Pin by one of the ways there are. Number of pages, or an error."""
-    mm = current_mm(cpu)
-    flags = FOLL_WRITE if write else 0
-    if kind == 0:
-        return __get_user_pages_fast(cpu, addr, nr, write, pages)
-    if kind == 1:
-        return get_user_pages_unlocked(cpu, mm, addr, nr, flags, pages)
-    if kind == 2:
-        return get_user_pages_unlocked(cpu, mm, addr, nr, flags | FOLL_SPLIT, pages)
-    return get_user_pages_fast(cpu, addr, nr, write, pages)
-
-
 @kernel
 def mix_pin(cpu: Cpu):
     """Pin a page, or a few, for reading or writing, by gup-fast or slowly, sometimes split.
@@ -151,10 +136,10 @@ def mix_pin(cpu: Cpu):
         row.sure = write and page != NO_PAGE and count_now(row)
         nr = i + 1
     pages = mix_pages[cpu.id * RUN]
-    got = pin_some(cpu, addr, nr, write, kind, pages)
+    got = pin_pages(cpu, addr, nr, write, min(kind, PIN_FAST), pages)
     for i in range(max(got, 0)):
         pfn = mix_pages[cpu.id * RUN + i].value
-        bug_on(cpu, kind == 2 and PageCompound(mem_map[pfn]), "FOLL_SPLIT gave part of a huge page (value: pfn)", pfn,
+        bug_on(cpu, kind == PIN_SPLIT and PageCompound(mem_map[pfn]), "FOLL_SPLIT gave part of a huge page (value: pfn)", pfn,
                addr)
         declare_pin(cpu, first + i, pfn)
         mix_pin_row(cpu, first + i).word = frame_word(cpu, first + i)
@@ -267,11 +252,8 @@ def mix_unpin(cpu: Cpu, number: int):
     row = mix_pin_row(cpu, number)
     if row.page != NO_PAGE:
         mix_pin_word(cpu, number)
-    if row.written != 0:  # set_page_dirty_lock
-        page = pin_page(pin_row(cpu, number))
-        lock_page(cpu, page)
-        SetFlag(page, PG_dirty)
-        unlock_page(cpu, page)
+    if row.written != 0:
+        set_page_dirty_lock(cpu, pin_page(pin_row(cpu, number)))
     unpin(cpu, number)
 
 

@@ -3,9 +3,10 @@
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import kernel
 from concur_thp.arch.random import random_below
-from concur_thp.mm.lru import LRU_ACTIVE, LRU_FILE, LRU_INACTIVE_ANON
+from concur_thp.mm.lru import LRU_FILE, LRU_INACTIVE_ANON
 from concur_thp.mm.swap_map import get_nr_swap_pages
-from concur_thp.mm.vmscan import SWAP_CLUSTER_MAX, shrink_active_list, shrink_inactive_list
+from concur_thp.mm.vmscan import SWAP_CLUSTER_MAX
+from concur_thp.program.pressure import reclaim_some
 
 
 @kernel
@@ -20,6 +21,5 @@ def mix_reclaim(cpu: Cpu):
     if get_nr_swap_pages() <= 0 or random_below(cpu, 4) == 0:
         number = LRU_INACTIVE_ANON + LRU_FILE
     count = 1 + random_below(cpu, SWAP_CLUSTER_MAX)
-    shrink_active_list(cpu, count, number + LRU_ACTIVE)
-    shrink_inactive_list(cpu, count, number)
+    reclaim_some(cpu, number, count)
     return 0

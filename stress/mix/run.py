@@ -37,6 +37,7 @@ from concur_thp.mm.fork import dup_mm, mm_alloc
 from concur_thp.mm.mm_types import Mm
 from concur_thp.mm.syscall import sys_brk, sys_madvise, sys_mmap, sys_mprotect, sys_mremap, sys_munmap
 from concur_thp.mm.uaccess import user_load, user_store
+from concur_thp.program.spaces import current_mm, enter_space, leave_space, replace_space
 from stress.mix.migrate import mix_compact, mix_migrate
 from stress.mix.mlock import mix_mlock
 from stress.mix.physical import mix_drain, mix_split_page
@@ -47,14 +48,10 @@ from stress.mix.state import (
     HALF,
     HEAP_START,
     NR_FILES,
-    current_mm,
     draw_range,
     file_addr,
     mix,
-    mix_attach,
     mix_cpus,
-    mix_detach,
-    mix_replace,
     page_addr,
     word_addr,
 )
@@ -212,7 +209,7 @@ def mix_fork(cpu: Cpu):
     if not child:
         return -12
     oracle_fork(cpu, parent.id, child.id)
-    mix_replace(cpu, random_below(cpu, mix.nr_spaces), child)
+    replace_space(cpu, random_below(cpu, mix.nr_spaces), child.id)
     return 0
 
 
@@ -243,7 +240,7 @@ def mix_exec(cpu: Cpu):
     mm = mix_new_mm(cpu)
     if not mm:
         return -12
-    mix_replace(cpu, random_below(cpu, mix.nr_spaces), mm)
+    replace_space(cpu, random_below(cpu, mix.nr_spaces), mm.id)
     return 0
 
 
@@ -336,7 +333,7 @@ def mix_run(cpu: Cpu, steps: int):
     cpu_resume(cpu)
     mine = mix_cpus[cpu.id]
     while steps > 0 and system.stop.read() == 0:
-        mix_attach(cpu, random_below(cpu, mix.nr_spaces))
+        enter_space(cpu, random_below(cpu, mix.nr_spaces))
         mine.left = 1 + random_below(cpu, EPISODE)
         while mine.left > 0 and system.stop.read() == 0:
             mine.left = mine.left - 1
@@ -344,7 +341,7 @@ def mix_run(cpu: Cpu, steps: int):
             mix_step(cpu)
             ipi_poll(cpu)
             check_point(cpu, Point.USER, 0)
-        mix_detach(cpu)
+        leave_space(cpu)
     mix_unpin_all(cpu)
     point(cpu, Point.USER)
     cpu_park(cpu)

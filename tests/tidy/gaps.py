@@ -21,4 +21,7 @@ NO_TEST_YET = {
         audit audit_counts audit_frames audit_lists audit_misc audit_rmap audit_tables audit_tlb clock events
         facts free_lists lock_names oracle pins report views walk
     """,
+    "program": """
+        access physical pinning pressure spaces table
+    """,
 }

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ LONG_FUNCTIONS: dict[str, str] = {}
 
 def kernel_sources() -> list[Source]:
     Machine._import_kernel()
+    import_module("concur_thp.program.rows")
     return [source for source in Source.every if source.unique.startswith("concur_thp.")]
 
 
