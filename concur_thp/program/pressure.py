@@ -14,13 +14,13 @@ from concur_thp.mm.khugepaged import khugepaged_do_scan, khugepaged_scan_pmd
 from concur_thp.mm.lru import LRU_ACTIVE
 from concur_thp.mm.migrate import MIGRATE_SYNC
 from concur_thp.mm.mm_types import Slot, pgdat
-from concur_thp.mm.page_flags import PG_active, PG_referenced, compound_head, hpage_nr_pages
+from concur_thp.mm.page_flags import PG_active, PG_referenced, PG_unevictable, TestFlag, compound_head, hpage_nr_pages
 from concur_thp.mm.page_list import LIST_PAGES, LIST_RET, list_add_tail, page_list
 from concur_thp.mm.page_lock import lock_page, unlock_page
 from concur_thp.mm.page_referenced import page_referenced
 from concur_thp.mm.pcp import drain_pcp
 from concur_thp.mm.shrink_page_list import shrink_page_list
-from concur_thp.mm.swap import isolate_lru_page, lru_add_drain, put_page
+from concur_thp.mm.swap import isolate_lru_page, lru_add_drain, put_page, putback_lru_page
 from concur_thp.mm.vmscan import shrink_active_list, shrink_inactive_list
 from concur_thp.program.physical import get_mapped
 from concur_thp.program.spaces import current_mm, get_space, in_mm
@@ -45,7 +45,7 @@ def swap_out_address(cpu: Cpu, addr: int):
     """Reclaim the page at an address.
 
     Context: user mode. Sleeps.
-    Return: pages reclaimed; -EFAULT: nothing is mapped there; -EBUSY: on no LRU list; -ESRCH in no mm.
+    Return: pages reclaimed; -EFAULT: nothing is mapped there; -EBUSY: on no LRU list, or mlocked; -ESRCH in no mm.
     Emulator: MADV_PAGEOUT of later kernels: what was used before now does not count, what is used meanwhile does.
     """
     if not in_mm(cpu):
@@ -58,6 +58,9 @@ def swap_out_address(cpu: Cpu, addr: int):
     pages = page_list(cpu, LIST_PAGES)
     reclaimed = -EBUSY
     isolated = isolate_lru_page(cpu, head)
+    if isolated and TestFlag(head, PG_unevictable):
+        putback_lru_page(cpu, head)  # mlocked: reclaim does not come across it
+        isolated = 0
     if isolated:
         lock_page(cpu, head)
         page_referenced(cpu, head, 1)
