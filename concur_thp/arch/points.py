@@ -81,9 +81,11 @@ class Point(IntEnum):
     RECLAIM_ISOLATED = 115  # shrink_inactive_list: pages off the LRU, none looked at
     RECLAIM_UNMAPPED = 116  # nothing maps the page any more, TLBs not yet flushed
     RECLAIM_FROZEN = 117  # references frozen, about to leave its mapping
+    LRU_PUTBACK = 118  # move_pages_to_lru: PG_lru set, PG_mlocked not yet looked at; irqs off
     MIGRATE_UNMAPPED = 120  # migration entries in place of every mapping, references not yet looked at
     MIGRATE_FROZEN = 121  # a cached page: references frozen, its slots not yet replaced; irqs off
     MIGRATE_MOVED = 122  # moved, or found to be in use; the entries still stand
     MIGRATE_REMAPPED = 123  # mapped again, both pages still locked
     COMPACT_ISOLATED = 124  # pages taken off the LRU by the migrate scanner
+    MIGRATE_PFN_HEAD = 125  # migrate_pfn: the frame's head has been read, no reference yet
     HUNG = 127  # set by nobody: the watcher's word for "did not move"

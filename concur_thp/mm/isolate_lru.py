@@ -6,7 +6,7 @@ An isolated page has no PG_lru, stands on a private list and holds a reference o
 from concur_thp.arch.bug import bug_on
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import kernel
-from concur_thp.arch.listen import check_point
+from concur_thp.arch.listen import check_point, point
 from concur_thp.arch.points import Point
 from concur_thp.mm.lru import add_page_to_lru_list, del_page_from_lru_list, page_evictable, page_lru
 from concur_thp.mm.mm_types import NIL, mem_map, pgdat
@@ -54,17 +54,22 @@ def move_pages_to_lru(cpu: Cpu, pages: PageList):
 
     Context: no lock; takes lru_lock. The last reference may be among them.
     Linux: mm/vmscan.c putback_inactive_pages, move_active_pages_to_lru
+    Differs: looks at PG_mlocked behind PG_lru, as __pagevec_lru_add_fn does. v4.20 looks before; a page mlocked in between
+    stays on an evictable list until reclaim meets it again.
     """
     free = page_list(cpu, LIST_FREE)
     spin_lock_irq(cpu, pgdat.lru_lock)
     page = list_pop(pages)
     while page:
+        # PG_lru before the look at PG_mlocked, as mlock sets PG_mlocked before it looks at PG_lru: one sees the other.
+        flags = page.flags.or_(1 << PG_lru)
+        point(cpu, Point.LRU_PUTBACK)
         if not page_evictable(page):
+            page.flags.and_(~(1 << PG_lru))
             spin_unlock_irq(cpu, pgdat.lru_lock)
             putback_lru_page(cpu, page)
             spin_lock_irq(cpu, pgdat.lru_lock)
         else:
-            flags = page.flags.or_(1 << PG_lru)
             add_page_to_lru_list(page, page_lru(flags))
             if put_page_testzero(cpu, page):
                 del_page_from_lru_list(page, page_lru(flags))

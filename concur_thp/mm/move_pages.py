@@ -7,6 +7,8 @@ pages only, and lets FOLL_SPLIT take care of the rest (R9, R10). migrate_pfn() c
 from concur_thp.arch.bug import bug_on
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
+from concur_thp.arch.listen import point
+from concur_thp.arch.points import Point
 from concur_thp.mm.errno import EBUSY, EFAULT, ENOENT
 from concur_thp.mm.flags import FOLL_DUMP, FOLL_GET, FOLL_SPLIT
 from concur_thp.mm.gup import follow_page
@@ -103,9 +105,12 @@ def migrate_pfn(cpu: Cpu, page: Page, how: int):
     """
     pages = page_list(cpu, LIST_MIGRATE)
     head = compound_head(page)
+    point(cpu, Point.MIGRATE_PFN_HEAD)
     if not (head.flags.read() >> PG_lru) & 1 or not get_page_unless_zero(head):  # R34
         return -EBUSY
-    result = isolate_movable(cpu, head, pages)
+    result = -EBUSY
+    if compound_head(page) == head:  # Else the huge page was split or freed before we had our reference.
+        result = isolate_movable(cpu, head, pages)
     put_page(cpu, head)
     return migrate_isolated(cpu, pages, how) if result == 0 else result
 
