@@ -121,6 +121,8 @@ class MachineConfig:
     """Rows of the programs to run (recordings)."""
     tasks: int = 0
     seed: int = 1
+    controlled: bool = False
+    """Will it be run one CPU at a time (concur_thp/sched)? Then there is room for what the scheduler notes."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.cpus <= NR_CPUS:

@@ -14,6 +14,8 @@ from multiprocess import shared_memory
 
 from concur_thp.arch import native
 from concur_thp.arch.bug import abort_when_parked
+from concur_thp.arch.builtins import set_current
+from concur_thp.arch.checked import map_dirty
 from concur_thp.arch.cpu import Cpu, CpuState, cpus
 from concur_thp.arch.futex import init_timespecs
 from concur_thp.arch.linker import Kernel, redirect
@@ -44,7 +46,7 @@ class Machine:
 
     booted: "Machine | None" = None
 
-    def __init__(self, config: MachineConfig | None = None, *, native_code: bool = True,
+    def __init__(self, config: MachineConfig | None = None, *, native_code: bool = True, build: str = native.PLAIN,
                  progress: native.Progress | None = None, **sizes: Any):
         for name in ("memory", "kernelcore", "swap"):
             if name in sizes:
@@ -53,9 +55,10 @@ class Machine:
         if Machine.booted is not None:
             raise Misuse("a machine is already booted in this process: close() it first")
         Param.order = self.config.order
+        self.build = build
         self._import_kernel()
         if native_code:
-            native.link(progress=progress)
+            native.link(progress=progress, kind=build)
         self.places = layout(self.config)
         self.size = self.places[""][0]
         self._segment = self._create()
@@ -70,7 +73,7 @@ class Machine:
     def _import_kernel() -> None:
         """Every module with kernel functions, so that the slots are complete before anything is linked."""
         root = os.path.dirname(__file__)
-        for folder in ("arch", "sync", "mm"):
+        for folder in ("arch", "sync", "mm", "sched"):
             for name in sorted(os.listdir(os.path.join(root, folder))):
                 if name.endswith(".py") and name != "__init__.py":
                     import_module(f"concur_thp.{folder}.{name[:-3]}")
@@ -89,6 +92,7 @@ class Machine:
 
     def _boot(self) -> None:
         bind(self.base, self.places)
+        self._dirty = map_dirty(self.base, self.size) if self.build != native.PLAIN else None
         abort_when_parked(True)
         system.nr_cpus = self.config.cpus
         system.seed = self.config.seed
@@ -98,6 +102,7 @@ class Machine:
         init_lockdep()
         for number in range(self.config.cpus):
             self._boot_cpu(cpus[number], number)
+        set_current(cpus[0])
         for boot in _BOOT:
             boot(self.config)
 
@@ -120,6 +125,7 @@ class Machine:
         """CPU `number`, to be run by this process."""
         cpu: Cpu = cpus[number]
         cpu.pid = os.getpid()
+        set_current(cpu)
         return cpu
 
     @property

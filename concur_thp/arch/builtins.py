@@ -138,6 +138,18 @@ def _syscall(b: Any, args: list[Any]) -> Any:
     return b.call(b.inttoptr(b.load(word(b, SYSCALL.symbol)), kind.as_pointer()), args)
 
 
+CURRENT = Word("cpu.current")
+"""The CPU that this process runs just now, for code that has no `cpu` at hand."""
+
+
+def set_current(cpu: int) -> None:
+    """From now on this process runs that CPU."""
+    CURRENT.set(int(cpu))
+
+
+NATIVE[set_current] = lambda b, args: b.store(args[0], word(b, CURRENT.symbol)) and None
+
+
 def word(b: Any, symbol: str) -> Any:
     """The global that a process word or slot is in native code."""
     found = b.module.globals.get(symbol)

@@ -28,8 +28,8 @@ class TranslateError(EmulatorError):
 class RefType:
     """An atomic field: the value is its address."""
 
-    def __init__(self, width: int):
-        self.width = width
+    def __init__(self, field: Field):
+        self.field, self.width = field, field.width
 
 
 class ArrayType:
@@ -191,8 +191,12 @@ class Expressions:
         if field.struct:
             return Value(address, field.struct)
         if field.is_atomic:
-            return Value(address, RefType(field.width))
+            return Value(address, RefType(field))
+        self._access("load", address, field)
         return Value(self._load_word(address, field.width, "monotonic"), INT)
+
+    def _access(self, kind: str, address: Any, field: Field) -> None:
+        """For the checked build: called before each access. `kind` is load, store or an atomic method's name."""
 
     def _xSubscript(self, node: ast.Subscript) -> Value:
         static = self._static(node.value)
@@ -349,7 +353,9 @@ class Expressions:
         if isinstance(callee, type) and issubclass(callee, Struct):
             return Value(self._int(node.args[0]), callee)
         if isinstance(callee, types.FunctionType) and callee in intrinsics.NATIVE:
-            result = intrinsics.NATIVE[callee](self.builder, [self._int(a) for a in node.args])
+            args = [self._int(a) for a in node.args]
+            self._bulk(callee, args)
+            result = intrinsics.NATIVE[callee](self.builder, args)
             return Value(result, VOID if result is None else INT)
         if hasattr(callee, "parameters"):
             return self.unit.call(self, callee, self._arguments(node, callee))
@@ -379,7 +385,11 @@ class Expressions:
         if not isinstance(ref.type, RefType):
             raise self._fail(node, f"{ast.unparse(func.value)} is not an atomic field")
         args = [self._int(a) for a in node.args]
+        self._access(func.attr, ref.llvm, ref.type.field)
         return self._atomic(node, func.attr, ref.llvm, ref.type.width, args)
+
+    def _bulk(self, callee: Any, args: list[Any]) -> None:
+        """For the checked build: called before each use of a builtin, which may write memory in bulk."""
 
     def _atomic(self, node: ast.AST, method: str, address: Any, width: int, args: list[Any]) -> Value:
         if method in ("load", "read"):

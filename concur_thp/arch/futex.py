@@ -1,14 +1,15 @@
 """Sleeping and waking between processes, on words of the segment. The one place where a CPU gives up its processor.
 
 Every sleep is short: whoever sleeps wakes up now and then to look at `system.panicked`, so a CPU that died while it
-held something can hang nobody.
+held something can hang nobody. All waiting ends in the four kernel functions below; a controlled run puts its own in
+their slots (sched/control.py), and then nobody spins either (`spins()`).
 """
 
 import platform
 
 from concur_thp.arch.builtins import syscall
-from concur_thp.arch.linker import inline, kernel
-from concur_thp.arch.shared import SharedArray
+from concur_thp.arch.linker import inline, kernel, quiet
+from concur_thp.arch.shared import SharedArray, Word
 from concur_thp.arch.struct import I32, I64, Struct, atomic, field
 
 _X86 = platform.machine() == "x86_64"
@@ -34,6 +35,10 @@ class FutexWord(Struct, size=4, align=4):
 
     value = atomic(I32, "the word")
 
+
+SPINNING = Word("spinning")
+"""All bits set in free runs, 0 when this process runs one CPU at a time."""
+SPINNING.set(-1)
 
 timespecs = SharedArray("timespecs", Timespec, lambda config: 4)
 """Constant time-outs: 0 is NAP_NS, 1 is 50 us."""
@@ -66,13 +71,29 @@ def futex_wake(address: int, count: int):
     syscall(SYS_FUTEX, address, FUTEX_WAKE, count, 0, 0, 0)
 
 
-@inline
+@kernel
+@quiet
 def sched_yield():
-    """Let another process have this core."""
+    """Let another process have this core.
+
+    Context: any; the caller loops over its condition.
+    Emulator: the end of a spin that takes too long.
+    """
     syscall(SYS_SCHED_YIELD, 0, 0, 0, 0, 0, 0)
 
 
-@inline
+@kernel
+@quiet
 def nap():
-    """Sleep 50 us."""
+    """Sleep 50 us.
+
+    Context: may sleep. The caller loops over its condition.
+    Emulator: waiting for what nobody announces.
+    """
     syscall(SYS_CLOCK_NANOSLEEP, 1, 0, int(timespecs[1]), 0, 0, 0)
+
+
+@inline
+def spins(most: int):
+    """How often to try before sleeping: `most`, or never when only one CPU moves at a time."""
+    return most & int(SPINNING)

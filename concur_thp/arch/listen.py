@@ -17,6 +17,8 @@ LISTEN_CHAOS = 1
 LISTEN_CHECK = 2
 LISTEN_HOLD = 4
 """Bits of `system.listen`."""
+FREE_BUDGET = 1 << 62
+"""Points a CPU passes in a free run before anybody is asked."""
 HOLD_NONE, HOLD_WANTED, HOLD_THERE, HOLD_OVER = 0, 1, 2, 3
 """Litmus tests hold one CPU at one point: wanted, standing there, let go."""
 
@@ -51,6 +53,20 @@ def point_slow(cpu: Cpu, where: int):
         elif (dice >> 24) & ((1 << system.chaos_short) - 1) == 0:
             for _ in range(random_below(cpu, 400)):
                 cpu_relax()
+
+
+@kernel
+@quiet
+def sched_point(cpu: Cpu):
+    """The checked build's budget of points is used up: chaos delays here, a controlled run may go on with another CPU.
+
+    Context: anywhere a statement touches shared memory; with irqs off the delay is bounded.
+    Emulator: the slow half of every point of the checked build (arch/checked.py).
+    """
+    cpu.budget = FREE_BUDGET
+    if system.listen.read() & LISTEN_CHAOS:
+        point_slow(cpu, cpu.point)
+        cpu.budget = 1 + random_below(cpu, 2 << system.chaos_short)
 
 
 @inline

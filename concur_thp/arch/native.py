@@ -21,12 +21,16 @@ from typing import Any
 import llvmlite
 import llvmlite.binding as llvm
 
-from concur_thp.arch import builtins, expressions, linker, shared, struct, translate
+from concur_thp.arch import builtins, checked, expressions, linker, shared, struct, translate
 from concur_thp.arch.linker import SLOTS, Kernel
 from concur_thp.arch.shared import Word
 from concur_thp.config import Param
 
 DIGEST_BYTES = 32
+PLAIN, CHECKED, TRACED = "plain", "checked", "traced"
+UNITS: dict[str, type[translate.Unit]] = {
+    PLAIN: translate.Unit, CHECKED: checked.CheckedUnit, TRACED: checked.TracedUnit}
+"""Builds of the same source: for free runs, with points (arch/checked.py), and with every access said."""
 PACKAGE = Path(__file__).resolve().parent.parent
 
 Progress = Callable[[int, int], None]
@@ -45,7 +49,7 @@ def _toolchain() -> str:
     """What every object depends on besides its source."""
     parts = [f"llvmlite {llvmlite.__version__}", f"python {sys.version_info[:2]}", llvm.get_host_cpu_name(),
              llvm.get_host_cpu_features().flatten(), llvm.get_process_triple()]
-    for module in (translate, expressions, builtins, linker, shared, struct, sys.modules[__name__]):
+    for module in (translate, expressions, builtins, checked, linker, shared, struct, sys.modules[__name__]):
         parts.append(Path(str(module.__file__)).read_text())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -59,14 +63,14 @@ def _target_machine() -> Any:
                                         opt=2, reloc="static", codemodel="large")
 
 
-def symbol_of(source: Kernel, label: str = "") -> str:
-    """The name of one variant's native function in one geometry."""
-    return f"k.{source.unique}.{Param.order}{'.' + label if label else ''}"
+def symbol_of(source: Kernel, label: str = "", build: str = PLAIN) -> str:
+    """The name of one variant's native function in one geometry and build."""
+    return ".".join(["k", source.unique, str(Param.order), *([build] if build != PLAIN else []), *([label] if label else [])])
 
 
-def compile_object(source: Kernel, symbol: str) -> bytes:
+def compile_object(source: Kernel, symbol: str, build: str = PLAIN) -> bytes:
     """Translate and compile one kernel function to a relocatable object."""
-    unit = translate.Unit(source, symbol)
+    unit = UNITS[build](source, symbol)
     machine = _target_machine()
     unit.module.triple = machine.triple
     module = llvm.parse_assembly(str(unit.module))
@@ -79,13 +83,13 @@ def compile_object(source: Kernel, symbol: str) -> bytes:
     return machine.emit_object(module)
 
 
-def _key(source: Kernel, symbol: str) -> str:
-    text = "\n".join([_toolchain(), symbol, *source.digest(set())])
+def _key(source: Kernel, symbol: str, build: str) -> str:
+    text = "\n".join([_toolchain(), build, symbol, *source.digest(set())])
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
-def _path(source: Kernel, symbol: str) -> Path:
-    key = _key(source, symbol)
+def _path(source: Kernel, symbol: str, build: str) -> Path:
+    key = _key(source, symbol, build)
     return cache_dir() / "objects" / key[:2] / key
 
 
@@ -107,13 +111,13 @@ def _read(path: Path) -> bytes | None:
     return data if hashlib.sha256(data).digest() == digest else None
 
 
-def object_for(source: Kernel, symbol: str = "") -> bytes:
+def object_for(source: Kernel, symbol: str = "", build: str = PLAIN) -> bytes:
     """The object of one function, from the cache or compiled now."""
-    symbol = symbol or symbol_of(source)
-    path = _path(source, symbol)
+    symbol = symbol or symbol_of(source, build=build)
+    path = _path(source, symbol, build)
     data = _read(path)
     if data is None:
-        data = compile_object(source, symbol)
+        data = compile_object(source, symbol, build)
         _write(path, data)
     return data
 
@@ -149,56 +153,57 @@ def load(objects: dict[str, bytes]) -> dict[str, int]:
     return {symbol: engine.get_function_address(symbol) for symbol in objects}
 
 
-_linked: dict[tuple[int, str], int] = {}
-"""(geometry, function) -> address: a function is loaded once in a process, however many machines it boots."""
+_linked: dict[tuple[int, str, str], int] = {}
+"""(geometry, build, function) -> address: a function is loaded once in a process, however many machines it boots."""
 
 
-def link(kernels: Iterable[Kernel] | None = None, progress: Progress | None = None) -> None:
+def link(kernels: Iterable[Kernel] | None = None, progress: Progress | None = None, kind: str = PLAIN) -> None:
     """Compile what is not cached, load it, and fill the slots of this process for the geometry in force."""
     wanted = list(Kernel.all if kernels is None else kernels)
-    fresh = [k for k in wanted if (Param.order, k.unique) not in _linked]
+    fresh = [k for k in wanted if (Param.order, kind, k.unique) not in _linked]
     if fresh:
-        addresses = load(_objects(fresh, progress))
+        addresses = load(_objects(fresh, progress, kind))
         for k in fresh:
-            _linked[Param.order, k.unique] = addresses[symbol_of(k)]
+            _linked[Param.order, kind, k.unique] = addresses[symbol_of(k, build=kind)]
     for k in wanted:
-        SLOTS[k.slot] = _linked[Param.order, k.unique]
+        SLOTS[k.slot] = _linked[Param.order, kind, k.unique]
 
 
-def _objects(kernels: list[Kernel], progress: Progress | None) -> dict[str, bytes]:
+def _objects(kernels: list[Kernel], progress: Progress | None, kind: str) -> dict[str, bytes]:
     own = [k for k in kernels if k.unique.startswith("concur_thp.")]
-    bundle = cache_dir() / f"bundle-{_bundle_key()}"
+    bundle = cache_dir() / f"bundle-{_bundle_key(kind)}"
     stored = _read(bundle)
     objects: dict[str, bytes] = pickle.loads(stored) if stored is not None else {}
-    missing = [k for k in own if symbol_of(k) not in objects]
+    missing = [k for k in own if symbol_of(k, build=kind) not in objects]
     if missing:
-        build(missing, progress)
-        objects |= {symbol_of(k): object_for(k) for k in missing}
+        build(missing, progress, kind=kind)
+        objects |= {symbol_of(k, build=kind): object_for(k, build=kind) for k in missing}
         _write(bundle, pickle.dumps(objects))
-    return {symbol_of(k): objects.get(symbol_of(k)) or object_for(k) for k in kernels}
+    names = {k: symbol_of(k, build=kind) for k in kernels}
+    return {name: objects.get(name) or object_for(k, name, kind) for k, name in names.items()}
 
 
-def _bundle_key() -> str:
-    digest = hashlib.sha256(f"{_toolchain()} {Param.order}".encode())
+def _bundle_key(kind: str) -> str:
+    digest = hashlib.sha256(f"{_toolchain()} {Param.order} {kind}".encode())
     for path in sorted(PACKAGE.rglob("*.py")):
         digest.update(str(path.relative_to(PACKAGE)).encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:40]
 
 
-def build(kernels: list[Kernel], progress: Progress | None = None, processes: int | None = None) -> int:
+def build(kernels: list[Kernel], progress: Progress | None = None, processes: int | None = None, kind: str = PLAIN) -> int:
     """Compile every function that is not cached, spread over processes. Returns how many were compiled."""
-    todo = [k for k in kernels if not _cached(k)]
+    todo = [k for k in kernels if not _cached(k, kind)]
     workers = min(processes or os.cpu_count() or 1, len(todo) // 16)
     if workers < 2:
         for done, k in enumerate(todo, 1):
-            object_for(k)
+            object_for(k, build=kind)
             if progress:
                 progress(done, len(todo))
         return len(todo)
     try:
         with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
-            for done, _ in enumerate(pool.map(_compile_slot, [k.slot for k in todo], chunksize=4), 1):
+            for done, _ in enumerate(pool.map(_compile_slot, [(k.slot, kind) for k in todo], chunksize=4), 1):
                 if progress:
                     progress(done, len(todo))
     except BrokenProcessPool:  # Somebody killed a compiler process; what it did not finish is compiled by link().
@@ -206,12 +211,13 @@ def build(kernels: list[Kernel], progress: Progress | None = None, processes: in
     return len(todo)
 
 
-def _compile_slot(slot: int) -> None:
-    object_for(Kernel.all[slot])
+def _compile_slot(slot_and_kind: tuple[int, str]) -> None:
+    slot, kind = slot_and_kind
+    object_for(Kernel.all[slot], build=kind)
 
 
-def _cached(source: Kernel) -> bool:
-    return _read(_path(source, symbol_of(source))) is not None
+def _cached(source: Kernel, kind: str) -> bool:
+    return _read(_path(source, symbol_of(source, build=kind), kind)) is not None
 
 
 __all__ = ["build", "cache_dir", "compile_object", "link", "linker", "load", "object_for", "symbol_of"]

@@ -7,7 +7,7 @@ loads translations after its ack sees the new entry.
 from concur_thp.arch.bug import bug_on, panic_check
 from concur_thp.arch.builtins import cpu_relax, ffs64
 from concur_thp.arch.cpu import Cpu, CpuState, cpus
-from concur_thp.arch.futex import sched_yield
+from concur_thp.arch.futex import sched_yield, spins
 from concur_thp.arch.irq import ipi_poll
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.listen import point
@@ -72,12 +72,12 @@ def _wait_ack(cpu: Cpu, target: Cpu):
     Emulator: the waiting half of flush_tlb_mm_range.
     """
     mail = target.mail[cpu.id]
-    spins = 0
+    tries = 0
     while mail.ack.load() < mail.seq.read() and target.state.load() == CPU_RUNNING:
         ipi_poll(cpu)
         panic_check(cpu)
-        spins += 1
-        if spins < SPINS_BEFORE_YIELD:
+        tries += 1
+        if tries < spins(SPINS_BEFORE_YIELD):
             cpu_relax()
         else:
             sched_yield()  # The target may want our core.

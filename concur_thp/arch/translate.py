@@ -192,6 +192,7 @@ class Function(Expressions):
             raise self._fail(target, "cannot assign to this")
         if field.is_atomic or field.struct:
             raise self._fail(target, f"{field.name} is {field.guard}: use its methods")
+        self._access("store", address, field)
         self._store_word(address, self._widen(value), field.width, "monotonic")
 
 
@@ -202,7 +203,7 @@ class Unit:
 
     def __init__(self, source: Any, symbol: str):
         self.module = ir.Module(source.name)
-        self.name = source.name
+        self.source, self.name = source, source.name
         self.inlined: dict[Any, ir.Function] = {}
         target = ir.Function(self.module, _signature(source), symbol)
         self.function_class(self, source, target).emit()

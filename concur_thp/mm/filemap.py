@@ -6,8 +6,9 @@ id 0 (shared anonymous memory, Linux's shmem) starts zeroed and has swapbacked p
 """
 
 from concur_thp.arch.bug import bug_on, panic_check
-from concur_thp.arch.builtins import cpu_relax, smp_wmb
+from concur_thp.arch.builtins import smp_wmb
 from concur_thp.arch.cpu import Cpu
+from concur_thp.arch.futex import sched_yield
 from concur_thp.arch.irq import ipi_poll
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.config import FRAME_WORDS
@@ -97,7 +98,7 @@ def find_get_page(cpu: Cpu, file: int, index: int) -> Page:
         # Frozen or being freed: whoever does that is about to change the slot.
         ipi_poll(cpu)
         panic_check(cpu)
-        cpu_relax()
+        sched_yield()
 
 
 @kernel

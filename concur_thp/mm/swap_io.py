@@ -10,7 +10,7 @@ from typing import Any
 from concur_thp.arch.bug import bug_on
 from concur_thp.arch.builtins import copy_bytes, cpu_relax, smp_wmb
 from concur_thp.arch.cpu import Cpu
-from concur_thp.arch.futex import ALL_WAITERS, futex_wake, sched_yield
+from concur_thp.arch.futex import ALL_WAITERS, futex_wake, sched_yield, spins
 from concur_thp.arch.irq import cpu_park, cpu_resume
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.listen import point
@@ -61,7 +61,7 @@ def init_swap_device(config: Any) -> None:
 def device_wait(cpu: Cpu):
     """The transfer takes its time. Parked: a flusher need not wait for us, as for no CPU that is idle until its IO ends."""
     cpu_park(cpu)
-    for _ in range(swap_device.latency):
+    for _ in range(spins(swap_device.latency)):
         cpu_relax()
     sched_yield()
     cpu_resume(cpu)

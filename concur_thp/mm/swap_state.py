@@ -8,8 +8,9 @@ page. In between a fault on a swap entry finds the page here. The cache holds a 
 from typing import Any
 
 from concur_thp.arch.bug import bug_on, panic_check
-from concur_thp.arch.builtins import cpu_relax, smp_wmb
+from concur_thp.arch.builtins import smp_wmb
 from concur_thp.arch.cpu import Cpu
+from concur_thp.arch.futex import sched_yield
 from concur_thp.arch.irq import ipi_poll
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.listen import point
@@ -96,7 +97,7 @@ def lookup_swap_cache(cpu: Cpu, entry: int) -> Page:
         # Frozen by a reclaim or a split, which is about to change the slot or to thaw the page.
         ipi_poll(cpu)
         panic_check(cpu)
-        cpu_relax()
+        sched_yield()
 
 
 @kernel

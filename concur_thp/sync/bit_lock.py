@@ -6,7 +6,7 @@ The futex is the low half of the word, so the two bits live there. An unlock wak
 from concur_thp.arch.bug import bug_on, panic_check
 from concur_thp.arch.builtins import cpu_relax, cycles
 from concur_thp.arch.cpu import Cpu
-from concur_thp.arch.futex import ALL_WAITERS, futex_wake
+from concur_thp.arch.futex import ALL_WAITERS, futex_wake, spins
 from concur_thp.arch.irq import cpu_sleep, ipi_poll
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.struct import I64, Struct, atomic
@@ -50,12 +50,12 @@ def bit_lock(cpu: Cpu, flags: FlagWord, bit: int, waiters: int, cls: int):
     if flags.bits.or_(1 << bit) & (1 << bit) != 0:
         since = cycles()
         trace(cpu, Tracepoint.contention_begin, flags, cls, 2)
-        spins = 0
+        tries = 0
         while flags.bits.or_(1 << bit) & (1 << bit) != 0:
             ipi_poll(cpu)
             panic_check(cpu)
-            spins += 1
-            if spins < SPINS:
+            tries += 1
+            if tries < spins(SPINS):
                 cpu_relax()
             else:
                 bit_sleep(cpu, flags, bit, waiters)
@@ -87,16 +87,16 @@ def bit_wait(cpu: Cpu, flags: FlagWord, bit: int, waiters: int):
     Linux: mm/filemap.c wait_on_page_locked
     """
     might_sleep(cpu)
-    spins = 0
+    tries = 0
     while True:
         seen = flags.bits.load()
         if seen & (1 << bit) == 0:
             return 0
         ipi_poll(cpu)
         panic_check(cpu)
-        spins += 1
+        tries += 1
         want = seen | (1 << waiters)
-        if spins < SPINS:
+        if tries < spins(SPINS):
             cpu_relax()
         # By cas, so that the waiters bit is only ever set while the lock is held: no unlock would clear it otherwise.
         elif seen == want or flags.bits.cas(seen, want) == seen:

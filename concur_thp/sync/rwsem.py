@@ -9,7 +9,7 @@ CPUs' stacks of held locks.
 from concur_thp.arch.bug import bug, bug_on, panic_check
 from concur_thp.arch.builtins import cpu_relax, cycles
 from concur_thp.arch.cpu import Cpu, cpus
-from concur_thp.arch.futex import futex_wake, sched_yield
+from concur_thp.arch.futex import futex_wake, sched_yield, spins
 from concur_thp.arch.irq import cpu_sleep, ipi_poll
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.listen import point
@@ -110,7 +110,7 @@ def _down_write(cpu: Cpu, sem: RwSem, cls: int):
 @inline
 def _have(cpu: Cpu, sem: RwSem, cls: int, flags: int):
     stamp = lock_stat_acquired(cpu, cls, sem.last)
-    sem.last = cpu.id + 1
+    sem.last = spins(cpu.id + 1)
     lock_acquired(cpu, sem, cls, flags, stamp)
 
 
@@ -207,7 +207,7 @@ def rwsem_wait(cpu: Cpu, sem: RwSem, cls: int, kind: int):
     """
     since = cycles()
     last = sem.last
-    for _ in range(SPINS):
+    for _ in range(spins(SPINS)):
         ipi_poll(cpu)
         if _take_free(sem, kind):
             lock_stat_waited(cpu, cls, since, last)
@@ -246,12 +246,12 @@ def _take_free(sem: RwSem, kind: int):
 @inline
 def _lock_queue(cpu: Cpu, sem: RwSem):
     """Take the queue. Its holder runs a few instructions, unless the machine took its core away or killed it."""
-    spins = 0
+    tries = 0
     while sem.wait_lock.cas(0, cpu.id + 1) != 0:
         ipi_poll(cpu)
         panic_check(cpu)
-        spins += 1
-        if spins > SPINS:
+        tries += 1
+        if tries > spins(SPINS):
             sched_yield()
         else:
             cpu_relax()

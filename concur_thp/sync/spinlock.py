@@ -8,7 +8,7 @@ irq-safe variants therefore wait with irqs back on and disable them again for ea
 from concur_thp.arch.bug import bug_on, panic_check
 from concur_thp.arch.builtins import cpu_relax, cycles
 from concur_thp.arch.cpu import Cpu
-from concur_thp.arch.futex import futex_wait, futex_wake
+from concur_thp.arch.futex import futex_wait, futex_wake, spins
 from concur_thp.arch.irq import cpu_sleep, ipi_poll, local_irq_disable, local_irq_enable
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.listen import check_point, point
@@ -73,7 +73,7 @@ def _spin_lock(cpu: Cpu, lock: SpinLock, cls: int):
     if lock.word.cas(0, cpu.id + 1) != 0:
         spin_lock_slow(cpu, lock, cls)
     stamp = lock_stat_acquired(cpu, cls, lock.last)
-    lock.last = cpu.id + 1
+    lock.last = spins(cpu.id + 1)  # Not kept in controlled runs, where it would only tell equal states apart.
     lock_acquired(cpu, lock, cls, 0, stamp)
 
 
@@ -95,7 +95,7 @@ def spin_lock_slow(cpu: Cpu, lock: SpinLock, cls: int):
     open_irqs = 0 if irqs == 1 and dep_classes[cls].irq != 0 else irqs
     cpu.irq_off = open_irqs
     mine = cpu.id + 1
-    for _ in range(SPINS):
+    for _ in range(spins(SPINS)):
         ipi_poll(cpu)
         if lock.word.read() == 0 and _try(cpu, lock, mine, irqs, open_irqs):
             _waited(cpu, lock, cls, since, last)
@@ -143,7 +143,7 @@ def spin_trylock(cpu: Cpu, lock: SpinLock):
         cpu.acquiring = 0
         return 0
     stamp = lock_stat_acquired(cpu, lock.cls, lock.last)
-    lock.last = cpu.id + 1
+    lock.last = spins(cpu.id + 1)  # Not kept in controlled runs, where it would only tell equal states apart.
     lock_acquired(cpu, lock, lock.cls, 0, stamp)
     return 1
 

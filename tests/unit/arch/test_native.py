@@ -60,16 +60,16 @@ def compiles(monkeypatch):
     names = []
     compile_object = native.compile_object
 
-    def count(source, symbol):
+    def count(source, symbol, build=native.PLAIN):
         names.append(source.name)
-        return compile_object(source, symbol)
+        return compile_object(source, symbol, build)
 
     monkeypatch.setattr(native, "compile_object", count)
     return names
 
 
 def key(source=function):
-    return native._key(source, native.symbol_of(source))
+    return native._key(source, native.symbol_of(source), native.PLAIN)
 
 
 def replaced(source, **names):

@@ -1,0 +1,221 @@
+"""The checked build: the same source, with a point before each statement that touches shared memory.
+
+    site = this statement; budget -= 1; when nothing is left: sched_point()
+
+A scheduler writes into `cpu.budget` how many points a CPU may pass before it asks again, so that a point that decides
+nothing costs a subtraction. Every write also marks its place in the dirty map, from which a snapshot is restored
+(sched/snapshot.py). The traced build says each access to `access_hook()` as well.
+
+Points stand in the kernel's own code (mm) and in what users write. Locks, CPUs and checks have none inside: there a CPU
+stops at the named points only, which say `point()`. The scheduler itself is never instrumented.
+"""
+
+import ast
+import ctypes
+import functools
+import mmap
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+
+from concur_thp.arch import builtins as intrinsics
+from concur_thp.arch.expressions import I64
+from concur_thp.arch.linker import Kernel, Source, kernel, quiet
+from concur_thp.arch.shared import Word
+from concur_thp.arch.struct import Field
+from concur_thp.arch.translate import Function, Unit
+
+GRANULE_SHIFT = 8
+"""A byte of the dirty map stands for 256 bytes of the segment."""
+DIRTY = Word("dirty.map")
+"""Address of the dirty map, less the segment's address >> GRANULE_SHIFT."""
+MAP = Word("dirty.start")
+"""Address of the dirty map: a byte for each granule, 1 when it was written."""
+NONE, WRITES, POINTS = 0, 1, 2
+"""How much of a function is instrumented."""
+_UNTOUCHED = ("concur_thp.sched.",)
+_WRITES_ONLY = ("concur_thp.arch.", "concur_thp.sync.", "concur_thp.check.", "concur_thp.program.", "workers.", "stress.")
+_READS = ("load", "read")
+KIND = {"load": 0, "read": 1, "store": 2, "write": 3, "cas": 4, "xchg": 5, "add": 6, "sub": 7, "or_": 8, "and_": 9}
+"""How access_hook() is told the kind of an access; + 16 when the field is atomic."""
+
+
+@kernel
+@quiet
+def access_hook(cpu: int, address: int, width: int, kind: int, site: int):
+    """Nothing, until somebody listens to each access of the traced build.
+
+    Context: before the access, anywhere.
+    Emulator: where race detection and DPOR hear of accesses.
+    """
+
+
+def level(source: Source) -> int:
+    """How much of this function is instrumented."""
+    if source.unique.startswith(_UNTOUCHED) or source is access_hook:
+        return NONE
+    return WRITES if source.unique.startswith(_WRITES_ONLY) else POINTS
+
+
+def site_id(source: Source, statement: ast.stmt) -> int:
+    """The number of a statement, the same in every process."""
+    return intrinsics.text_id(f"{source.unique}:{statement.lineno}:{statement.col_offset}")
+
+
+class CheckedFunction(Function):
+    """A function with its points and dirty marks."""
+
+    traced = False
+
+    def __init__(self, unit: Unit, source: Any, target: ir.Function):
+        super().__init__(unit, source, target)
+        self.level = min(level(source), level(unit.source))
+        self.statement: ast.stmt | None = None
+        self.pending = False
+
+    def _hook(self, statement: ast.stmt) -> None:
+        self.statement, self.pending = statement, self.level == POINTS
+        if self._is_point(statement) and level(self.unit.source) != NONE:
+            self._point()
+
+    @staticmethod
+    def _is_point(statement: ast.stmt) -> bool:
+        call = statement.value if isinstance(statement, ast.Expr) else None
+        return isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "point"
+
+    def _access(self, kind: str, address: Any, field: Field) -> None:
+        if self.level == POINTS and self._shared(kind, field) and (self.pending or kind not in _READS):
+            self._point()
+        if self.level != NONE and kind not in _READS:
+            self._mark(address)
+        if self.traced and self.level != NONE and field.guard not in ("const", "cpu"):
+            code = KIND[kind] + (16 if field.is_atomic else 0)
+            self._call(access_hook, [self._cpu(), address, I64(field.width), I64(code), I64(self._site())])
+
+    @staticmethod
+    def _shared(kind: str, field: Field) -> bool:
+        """Could another CPU notice when this access happens? A field that is set before publication is only read then."""
+        return field.guard not in ("const", "cpu") and not (field.guard == "init" and kind == "load")
+
+    def _bulk(self, callee: Any, args: list[Any]) -> None:
+        if self.level != NONE and callee in (intrinsics.clear_bytes, intrinsics.copy_bytes):
+            if self.level == POINTS:
+                self._point()
+            self._call(mark_range, [args[0], args[1] if callee is intrinsics.clear_bytes else args[2]])
+
+    def _call(self, callee: Kernel, args: list[Any]) -> None:
+        self.unit.call(self, callee, args)
+
+    def _site(self) -> int:
+        return site_id(self.source, self.statement) if self.statement else 0
+
+    def _cpu(self) -> Any:
+        kind: Any = next(iter(self.source.parameters.values()), None)
+        if hasattr(kind, "FIELDS") and "budget" in kind.FIELDS:
+            return self.target.args[0]
+        return self.builder.load(intrinsics.word(self.builder, intrinsics.CURRENT.symbol))
+
+    def _point(self) -> None:
+        """Emit one point; see the module's text."""
+        from concur_thp.arch.cpu import Cpu
+        from concur_thp.arch.listen import sched_point
+
+        self.pending = False
+        cpu = self._cpu()
+        self._store_word(self._offset(cpu, Cpu.FIELDS["site"].offset), I64(self._site()), 8, "monotonic")
+        budget = self._offset(cpu, Cpu.FIELDS["budget"].offset)
+        left = self.builder.sub(self._load_word(budget, 8, "monotonic"), I64(1))
+        self._store_word(budget, left, 8, "monotonic")
+        ask, after = self._new("ask"), self._new("go")
+        branch = self.builder.cbranch(self.builder.icmp_signed("<=", left, I64(0)), ask, after)
+        branch.set_weights([1, 2000])
+        self.builder.position_at_end(ask)
+        self._call(sched_point, [cpu])
+        self.builder.branch(after)
+        self.builder.position_at_end(after)
+
+    def _mark(self, address: Any) -> None:
+        base = self.builder.load(intrinsics.word(self.builder, DIRTY.symbol))
+        base.set_metadata("invariant.load", self.builder.module.add_metadata([]))
+        place = self.builder.add(base, self.builder.lshr(address, I64(GRANULE_SHIFT)))
+        self.builder.store(ir.Constant(ir.IntType(8), 1), self.builder.inttoptr(place, ir.IntType(8).as_pointer()))
+
+
+class CheckedUnit(Unit):
+    """The checked build of one kernel function."""
+
+    function_class = CheckedFunction
+
+
+class TracedFunction(CheckedFunction):
+    """Checked, and says every access."""
+
+    traced = True
+
+
+class TracedUnit(Unit):
+    """The traced build of one kernel function."""
+
+    function_class = TracedFunction
+
+
+@kernel
+@quiet
+def mark_range(address: int, size: int):
+    """Mark what a bulk write touches in the dirty map.
+
+    Context: any.
+    Emulator: the dirty map's half of clear_bytes() and copy_bytes().
+    """
+    granule = address >> GRANULE_SHIFT
+    while granule <= (address + size - 1) >> GRANULE_SHIFT:
+        mark_granule(granule)
+        granule += 1
+
+
+def mark_granule(granule: int) -> None:
+    """Mark one granule, counted from address 0. (Nobody restores what plain Python wrote.)"""
+
+
+@functools.partial(intrinsics.NATIVE.__setitem__, mark_granule)
+def _mark_granule(b: Any, args: list[Any]) -> None:
+    place = b.add(b.load(intrinsics.word(b, DIRTY.symbol)), args[0])
+    b.store(ir.Constant(ir.IntType(8), 1), b.inttoptr(place, ir.IntType(8).as_pointer()))
+
+
+def map_dirty(base: int, size: int) -> mmap.mmap:
+    """A dirty map for a segment, this process's own; checked code needs one before it runs."""
+    memory = mmap.mmap(-1, (size >> GRANULE_SHIFT) + 8)
+    MAP.set(ctypes.addressof(ctypes.c_char.from_buffer(memory)))
+    DIRTY.set(int(MAP) - (base >> GRANULE_SHIFT))
+    return memory
+
+
+class Site(NamedTuple):
+    """A statement where a CPU may stand."""
+
+    function: str
+    file: str
+    line: int
+    text: str
+
+
+@functools.cache
+def _sites_of(count: int) -> dict[int, Site]:
+    found = {}
+    for source in Source.every[:count]:
+        if level(source) == NONE:
+            continue
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.stmt):
+                text = ast.unparse(node).partition("\n")[0]
+                found[site_id(source, node)] = Site(source.name, source.filename, source.first_line + node.lineno - 1, text)
+    return found
+
+
+def sites() -> dict[int, Site]:
+    """Number of each statement of kernel code -> where it is."""
+    return _sites_of(len(Source.every))
+
+
+__all__ = ["DIRTY", "GRANULE_SHIFT", "MAP", "CheckedUnit", "Site", "TracedUnit", "access_hook", "level", "map_dirty", "sites"]

@@ -1,0 +1,1 @@
+"""Controlled runs: exactly one CPU moves at a time, and a strategy says which."""
