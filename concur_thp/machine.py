@@ -102,7 +102,7 @@ class Machine:
         init_lockdep()
         for number in range(self.config.cpus):
             self._boot_cpu(cpus[number], number)
-        set_current(cpus[0])
+        set_current(int(cpus[0]))
         for boot in _BOOT:
             boot(self.config)
 
@@ -125,7 +125,7 @@ class Machine:
         """CPU `number`, to be run by this process."""
         cpu: Cpu = cpus[number]
         cpu.pid = os.getpid()
-        set_current(cpu)
+        set_current(int(cpu))
         return cpu
 
     @property

@@ -4,17 +4,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from concur_thp.arch.futex import SPINNING, futex_wait, futex_wake, nap, sched_yield
 from concur_thp.arch.bug import park_for_good
+from concur_thp.arch.builtins import set_current
+from concur_thp.arch.checked import GRANULE_SHIFT
+from concur_thp.arch.cpu import cpus
+from concur_thp.arch.futex import SPINNING, futex_wait, futex_wake, nap, sched_yield
 from concur_thp.arch.linker import SLOTS, Kernel, redirect
 from concur_thp.arch.listen import FREE_BUDGET, sched_point
 from concur_thp.arch.stack import link_stacks, new_stack
-from concur_thp.arch.builtins import set_current
-from concur_thp.arch.cpu import cpus
 from concur_thp.machine import Machine
 from concur_thp.sched import batch as batches
 from concur_thp.sched import control, pct, random, replay
-from concur_thp.sched.snapshot import GRANULE_SHIFT, Snapshot
+from concur_thp.sched.snapshot import Snapshot
 from concur_thp.sched.state import sched, sched_cpus
 
 STRATEGIES: dict[str, tuple[Kernel, Kernel]] = {
@@ -64,7 +65,7 @@ class Controlled:
             SPINNING.set(-1)
             for hook, address in kept:
                 SLOTS[hook.slot] = address
-            set_current(cpus[0])
+            set_current(int(cpus[0]))
             for number in range(self.nr):
                 cpus[number].budget = FREE_BUDGET
 

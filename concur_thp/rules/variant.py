@@ -24,10 +24,9 @@ from concur_thp.errors import EmulatorError
 from concur_thp.rules.edit import Edit, edited_trees
 from concur_thp.rules.find import source_named
 
-PLAIN = "plain"
 LABEL_DIGITS = 8
 _loaded: dict[tuple[int, str, str], dict[str, int]] = {}
-"""(order, flavor, label) -> function -> address: code once loaded stays for the life of the process."""
+"""(order, build, label) -> function -> address: code once loaded stays for the life of the process."""
 
 
 def used_by(source: Source) -> set[Source]:
@@ -54,8 +53,8 @@ def kernels_with(changed: Iterable[Source]) -> list[Kernel]:
 class Variant:
     """A set of edits, ready to be put in place."""
 
-    def __init__(self, edits: Iterable[Edit], name: str = "edited", flavor: str = PLAIN):
-        self.edits, self.name, self.flavor = tuple(edits), name, flavor
+    def __init__(self, edits: Iterable[Edit], name: str = "edited", build: str = native.PLAIN):
+        self.edits, self.name, self.build = tuple(edits), name, build
         self.trees = edited_trees(self.edits)
         digest = hashlib.sha256("\n".join(f"{s.unique} {ast.dump(t)}" for s, t in self.trees.items()).encode())
         self.label = f"{name}-{digest.hexdigest()[:LABEL_DIGITS]}"
@@ -69,14 +68,13 @@ class Variant:
 
     def compile(self) -> dict[str, int]:
         """Addresses of the broken functions, compiled, fetched from the cache or loaded before."""
-        key = (int(Param.order), self.flavor, self.label)
+        key = (int(Param.order), self.build, self.label)
         if key not in _loaded:
             kernels = self.kernels
             with self._trees_in_place():
-                objects = {symbol: native.object_for(k, symbol) for k in kernels
-                           for symbol in [native.symbol_of(k, self.label)]}
-            addresses = native.load(objects)
-            _loaded[key] = {k.unique: addresses[native.symbol_of(k, self.label)] for k in kernels}
+                names = {k: native.symbol_of(k, self.label, self.build) for k in kernels}
+                addresses = native.load({name: native.object_for(k, name, self.build) for k, name in names.items()})
+            _loaded[key] = {k.unique: addresses[name] for k, name in names.items()}
         return _loaded[key]
 
     @contextmanager
@@ -124,9 +122,9 @@ class Variant:
 
 
 @contextmanager
-def broken(edits: Iterable[Edit], name: str = "edited", flavor: str = PLAIN) -> Iterator[Variant]:
+def broken(edits: Iterable[Edit], name: str = "edited", build: str = native.PLAIN) -> Iterator[Variant]:
     """Edited kernel functions in this process, and those it forks, for as long as the block runs."""
-    variant = Variant(edits, name, flavor)
+    variant = Variant(edits, name, build)
     variant.put()
     try:
         yield variant
