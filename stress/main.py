@@ -155,6 +155,7 @@ def run_stress(options: StressOptions) -> int:
         set_switch("enabled", options.enabled)
         if not replays:
             set_switch("khugepaged/scan_sleep_millisecs", MIX_SLEEP_MS)
+            set_switch("khugepaged/alloc_sleep_millisecs", MIX_SLEEP_MS)
             set_switch("defrag", "defer+madvise")  # Both ways: kcompactd, and direct compaction.
             set_switch("k5_young_half", 0)  # Only policy (K5), and with it nearly nothing is collapsed.
         for switch in options.switches:

@@ -209,7 +209,7 @@ def khugepaged_do_scan(cpu: Cpu, pages: int):
     Context: a CPU without an mm of its own, no lock held. May sleep.
     Return: progress; in cpu.scratch[0]: 1 when there was no huge page: sleep alloc_sleep_millisecs, then go on.
     Linux: mm/khugepaged.c khugepaged_do_scan
-    Differs: a failed allocation ends the round; the worker sleeps, where Linux sleeps here once.
+    Differs: a failed allocation ends the round. The worker sleeps, where Linux sleeps here and goes on, once each round.
     """
     failed = cpu.vmstat[Stat.thp_collapse_alloc_failed]
     progress = 0

@@ -8,12 +8,11 @@ from typing import Any
 
 from concur_thp.arch.bug import bug_on
 from concur_thp.arch.cpu import Cpu
-from concur_thp.arch.futex import ALL_WAITERS, futex_wake
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.listen import point
 from concur_thp.arch.points import Point
 from concur_thp.arch.shared import SharedOne
-from concur_thp.arch.struct import I32, I64, Struct, atomic, embed, field
+from concur_thp.arch.struct import I32, I64, Struct, embed, field
 from concur_thp.arch.tlb import tlb_contexts
 from concur_thp.config import HPAGE_PMD_MASK, HPAGE_PMD_SIZE
 from concur_thp.mm.flags import MMF_DISABLE_THP, MMF_VM_HUGEPAGE, VM_HUGEPAGE, VM_NOHUGEPAGE
@@ -33,12 +32,10 @@ class KhugepagedScan(Struct, size=64):
     head = field(I32, "khugepaged_mm_lock", "first mm of the list, or 0")
     tail = field(I32, "khugepaged_mm_lock", "last mm, or 0")
     mm_slot = field(I32, "khugepaged_mm_lock", "the mm being scanned, or 0: begin at the head")
-    wakeups = atomic(I32, "futex: counts up when an empty list gets its first mm")
     address = field(I64, "khugepaged_mm_lock", "where in that mm the scan goes on")
 
 
 khugepaged_scan = SharedOne("khugepaged_scan", KhugepagedScan)
-WAKEUPS = KhugepagedScan.FIELDS["wakeups"].offset
 
 
 def init_khugepaged(config: Any) -> None:
@@ -104,7 +101,7 @@ def __khugepaged_enter(cpu: Cpu, mm: Mm):
 
     Context: mm has a user; takes khugepaged_mm_lock.
     Linux: mm/khugepaged.c __khugepaged_enter
-    Differs: no slot to allocate. "Behind the cursor" is the tail of the list, as there: khugepaged begins at the head.
+    Differs: no slot to allocate. Nor is khugepaged woken: while the list is empty it looks every few milliseconds.
     """
     # 3.28.1
     bug_on(cpu, khugepaged_test_exit(mm), "__khugepaged_enter: mm is exiting (value: mm)", mm.id, 0)
@@ -113,12 +110,8 @@ def __khugepaged_enter(cpu: Cpu, mm: Mm):
     # The list's reference comes first: from the unlock on, khugepaged may drop it.
     mmgrab(mm)
     spin_lock(cpu, khugepaged_scan.lock)
-    wakeup = khugepaged_scan.head == 0
     _list_add_tail(mm)
     spin_unlock(cpu, khugepaged_scan.lock)
-    if wakeup:
-        khugepaged_scan.wakeups.add(1)
-        futex_wake(int(khugepaged_scan) + WAKEUPS, ALL_WAITERS)
     return 0
 
 
