@@ -49,7 +49,8 @@ def __split_huge_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, freeze: int, pag
     pmd that maps this page is split. Without, takes the page lock of an anon page; takes the pmd ptl.
     Linux: mm/huge_memory.c __split_huge_pmd
     Differs: takes the page lock, as Linux does since 5.8 (K1): else reuse_swap_page() in another mm could sum the
-    mapcounts while they move from the huge to the small entries and miss one.
+    mapcounts while they move from the huge to the small entries and miss one. Unlike Linux with a reference: from
+    pmd_populate() on a DONTNEED of another thread can zap the ptes, and would free a locked page.
     """
     bug_on(cpu, freeze != 0 and not page, "__split_huge_pmd: freeze without a page", addr, freeze)
     bug_on(cpu, page and not PageLocked(page), "__split_huge_pmd: page is not locked (value: pfn)", page_to_pfn(page),
@@ -69,6 +70,7 @@ def __split_huge_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, freeze: int, pag
     spin_unlock(cpu, ptl)
     if locked:
         unlock_page(cpu, locked)
+        put_page(cpu, locked)
 
 
 @kernel
@@ -76,7 +78,7 @@ def lock_anon_pmd_page(cpu: Cpu, pmd: Entry, ptl: SpinLock) -> Page:
     """Take the page lock of the anon page that a huge pmd maps.
 
     Context: pmd ptl held; dropped and taken again when the page lock has to be waited for.
-    Return: the locked page, which the pmd still maps; NULL when the pmd maps no anon huge page.
+    Return: the locked page, with a reference, which the pmd still maps; NULL when the pmd maps no anon huge page.
     Linux: mm/huge_memory.c __split_huge_pmd, since 5.8
     """
     while True:
@@ -84,14 +86,13 @@ def lock_anon_pmd_page(cpu: Cpu, pmd: Entry, ptl: SpinLock) -> Page:
         page = mem_map[entry_pfn(seen)]
         if not pmd_trans_huge(seen) or not PageAnon(page):  # the huge zero page is not anon either
             return Page(0)
+        get_page(cpu, page)
         if trylock_page(cpu, page):
             return page
-        get_page(cpu, page)
         spin_unlock(cpu, ptl)
         lock_page(cpu, page)
         spin_lock(cpu, ptl)
         if pmd.val.load() == seen:
-            put_page(cpu, page)
             return page
         # While we slept the pmd was zapped, copied, split, or only touched by hardware: look again.
         unlock_page(cpu, page)
