@@ -23,9 +23,9 @@ from concur_thp.mm.huge_split_pmd import (
     vma_adjust_trans_huge,
 )
 from concur_thp.mm.huge_wp import do_huge_pmd_wp_page
-from concur_thp.mm.mm_types import MM_ANONPAGES, Entry, Mm, Vma, mem_map, mms
+from concur_thp.mm.mm_types import MM_ANONPAGES, Entry, Mm, Page, Vma, mem_map, mms
 from concur_thp.mm.mmu_gather import tlb_record, tlb_remove_page
-from concur_thp.mm.page_flags import ClearFlag, PageAnon, PG_dirty, TestFlag
+from concur_thp.mm.page_flags import ClearFlag, PageAnon, PageSwapCache, PG_dirty, TestFlag
 from concur_thp.mm.page_lock import trylock_page, unlock_page
 from concur_thp.mm.page_ref import get_page
 from concur_thp.mm.pgtable import (
@@ -43,9 +43,10 @@ from concur_thp.mm.pgtable import (
 )
 from concur_thp.mm.pgtable_alloc import pgtable_trans_huge_withdraw, pte_free
 from concur_thp.mm.pgtable_generic import pmd_trans_huge_lock, pmdp_invalidate
-from concur_thp.mm.rmap import page_mapcount, page_remove_rmap
+from concur_thp.mm.rmap import page_mapcount, page_remove_rmap, total_mapcount
 from concur_thp.mm.split_huge_page import split_huge_page
 from concur_thp.mm.swap import mark_page_lazyfree, put_page
+from concur_thp.mm.swap_state import try_to_free_swap
 from concur_thp.sync.spinlock import spin_unlock
 
 
@@ -133,7 +134,8 @@ def madvise_free_huge_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, next: int):
     in the split of a page of which only a part is meant.
     Return: 1 when done; 0: not done. The pmd may still be huge then, and the caller leaves it alone.
     Linux: mm/huge_memory.c madvise_free_huge_pmd
-    Differs: asks for the mapcount with the page locked: half-way through a migration it is 1 for a shared page too.
+    Differs: asks for the mapcount with the page locked: half-way through a migration it is 1 for a shared page too. Leaves
+    a page alone that another mm maps in part, or needs in the swap cache (K18).
     """
     if not pmd_trans_huge_lock(cpu, pmd):
         return 0
@@ -144,14 +146,14 @@ def madvise_free_huge_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, next: int):
     if pmd_present(old) and not is_huge_zero_pmd(old):
         page = mem_map[entry_pfn(old)]
         if trylock_page(cpu, page):  # Locked: somebody is at work on it.
-            alone = page_mapcount(page) == 1  # Others map it too: not ours to free.
-            if alone and next - addr != HPAGE_PMD_SIZE:
+            if next - addr != HPAGE_PMD_SIZE and page_mapcount(page) == 1:
                 get_page(cpu, page)
                 spin_unlock(cpu, ptl)
                 split_huge_page(cpu, page)  # Whether that works or not, the caller looks at the pmd again.
                 unlock_page(cpu, page)
                 put_page(cpu, page)
                 return 0
+            alone = next - addr == HPAGE_PMD_SIZE and nobody_else_needs(cpu, page)
             if alone and TestFlag(page, PG_dirty):
                 ClearFlag(page, PG_dirty)
             unlock_page(cpu, page)
@@ -161,6 +163,16 @@ def madvise_free_huge_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, next: int):
                 done = 1
     spin_unlock(cpu, ptl)
     return done
+
+
+@inline
+def nobody_else_needs(cpu: Cpu, page: Page):
+    """Is our pmd all that maps the THP or any part of it, and no slot of it in use? Then it is ours to clean; page lock held.
+
+    Not page_mapcount(), which is the head's alone: another mm may map other subpages, by ptes that are clean because its
+    pmd split has left Dirty with the page. And in the swap cache clean means: it is on the device.
+    """
+    return total_mapcount(page) == 1 and (not PageSwapCache(page) or try_to_free_swap(cpu, page))
 
 
 @inline
