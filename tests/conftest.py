@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def children() -> set[str]:
     """Processes started by this one; not the tracker that Python keeps for shared memory."""
     found = set()
     for task in Path("/proc/self/task").iterdir():
-        found |= set((task / "children").read_text().split())
+        with suppress(FileNotFoundError):  # A thread that has just ended, such as pytest-timeout's.
+            found |= set((task / "children").read_text().split())
     return found - {str(getattr(resource_tracker._resource_tracker, "_pid", None))}
 
 
