@@ -65,8 +65,9 @@ class Rewrite(Edit):
         statement = find(tree, self.at).statement
         swap = _Exchange(ast.unparse(_expression(self.old)), _expression(self.new))
         for name, value in ast.iter_fields(statement):
-            if name not in ("body", "orelse") and isinstance(value, ast.AST):
-                setattr(statement, name, swap.visit(value))
+            if name not in ("body", "orelse"):
+                setattr(statement, name, [swap.visit(v) for v in value] if isinstance(value, list) else
+                        swap.visit(value) if isinstance(value, ast.AST) else value)
         if swap.count != 1:
             raise PatternError(f"{tree.name}: {self.old!r} stands {swap.count} times in {text(statement)!r}, not once")
 

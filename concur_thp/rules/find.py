@@ -21,7 +21,6 @@ from typing import Any
 from concur_thp.arch.linker import Source
 from concur_thp.errors import EmulatorError
 
-BLOCKS = ("body", "orelse")
 MOST_SHOWN = 4
 
 
@@ -31,7 +30,9 @@ class PatternError(EmulatorError):
 
 @dataclass(frozen=True)
 class Place:
-    """A statement, the block (a list of statements) that holds it, and the statements around it, outermost first."""
+    """A statement, the block (a list of statements) that holds it, and what it is in the body of, outermost first.
+
+    What stands in an `else` is not in the `if`."""
 
     statement: ast.stmt
     block: list[ast.stmt]
@@ -62,8 +63,8 @@ def places(tree: ast.FunctionDef) -> Iterator[Place]:
 def _inside(block: list[ast.stmt], around: tuple[ast.stmt, ...], start: int = 0) -> Iterator[Place]:
     for statement in list(block[start:]):
         yield Place(statement, block, around)
-        for name in BLOCKS:
-            yield from _inside(getattr(statement, name, []), (*around, statement))
+        yield from _inside(getattr(statement, "body", []), (*around, statement))
+        yield from _inside(getattr(statement, "orelse", []), around)
 
 
 def normalised(pattern: str) -> str:
