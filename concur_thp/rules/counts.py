@@ -58,31 +58,37 @@ RULES = (
                        At("set_pmd_migration_entry", "page_remove_rmap(cpu, page, 1)")), ("Q5", "Q19"),
         (
             Variant("R24a", "fork does not count the child's pmd: the parent finds itself alone and writes what both see",
-                    (Delete("copy_anon_pmd", "page_dup_rmap(page, 1)"),), "fork_then_write", ("Q5", "Q19", "outcome"), ("2 mms",)),
+                    (Delete("copy_anon_pmd", "page_dup_rmap(page, 1)"),), "fork_then_write", ("Q5", "Q19", "outcome"),
+                    ("2 mms",)),
             Variant("R24b", "the zap of a huge pmd does not count it off",
                     (Delete("zap_huge_pmd", "if mapped #1"),), "dontneed_vs_fault", ("bug: bad compound page", "Q5")),
             Variant("R24c", "fork counts the child's pmd as a pte of the first subpage",
-                    (Rewrite("copy_anon_pmd", "page_dup_rmap(page, 1)", "1", "0"),), "fork_then_write", ("Q5", "Q19"), ("2 mms",)),
+                    (Rewrite("copy_anon_pmd", "page_dup_rmap(page, 1)", "1", "0"),), "fork_then_write", ("Q5", "Q19"),
+                    ("2 mms",)),
         ),
     ),
-    Rule("R25", "Of a file's huge page a pmd counts in the _mapcount of all subpages as well: so the last unmap of each is found"
+    Rule("R25", "Of a file's huge page a pmd counts in the _mapcount of all subpages as well: so the last unmap of each is"
+                " found"
          " without a race.", f"{REFCOUNTS}, fourth point", "1.3, 3.17",
          (At("page_add_file_rmap", "nr += add_one(...)"), At("page_remove_file_rmap", "nr = sub_one_everywhere(...)")),
          ("Q5",), out_of_scope=NO_FILE_THP),
     Rule(
-        "R26", "PageDoubleMap says that ptes may map the page: its absence proves nothing.", f"{REFCOUNTS}, 'possibly'", "1.3, K10",
+        "R26", "PageDoubleMap says that ptes may map the page: its absence proves nothing.", f"{REFCOUNTS}, 'possibly'",
+        "1.3, K10",
         (At("total_mapcount", "for i in range(HPAGE_PMD_NR)"), At("page_mapped", "for i in range(HPAGE_PMD_NR)")), ("outcome",),
         (
             Variant("R26a", "total_mapcount looks at no subpage while PG_double_map is clear",
                     (Insert("total_mapcount", "if PageAnon(head) and not PageDoubleMap(head):\n    return count",
                             before="for i in range(HPAGE_PMD_NR)"),), "split_page_of_ptes", ("outcome", "Q5", "Q7", "Q19")),
             Variant("R26b", "page_mapped looks at no subpage while PG_double_map is clear",
-                    (Insert("page_mapped", "if not PageDoubleMap(head):\n    return 0", before="for i in range(HPAGE_PMD_NR)"),),
+                    (Insert("page_mapped", "if not PageDoubleMap(head):\n    return 0",
+                            before="for i in range(HPAGE_PMD_NR)"),),
                     "split_page_of_ptes", ("outcome", "Q5")),
         ),
     ),
     Rule(
-        "R27", "Of an anonymous page PageDoubleMap also says that each _mapcount is one higher: so a pte that goes is never taken"
+        "R27", "Of an anonymous page PageDoubleMap also says that each _mapcount is one higher: so a pte that goes is never"
+               " taken"
         " for the last mapping while a pmd is left.", f"{REFCOUNTS}, 'offset up by one'", "1.3, 3.16.C6, 3.17",
         (At("move_compound_mapcount", "tail_page(page, i)._mapcount.add(1)"), At("page_mapcount", "count -= 1"),
          At("total_mapcount", "count -= HPAGE_PMD_NR"), At("page_trans_huge_map_swapcount", "most -= 1")), ("I2", "Q5"),
@@ -94,13 +100,16 @@ RULES = (
                     (Force("page_trans_huge_map_swapcount", "if PageDoubleMap(head)", True),),
                     "fork_of_ptes", ("Q19", "outcome"), ("2 mms",)),
             Variant("R27c", "total_mapcount does not take the offset off: the page is never split again",
-                    (Force("total_mapcount", "if PageDoubleMap(head)", False),), "split_page_of_both", ("outcome",), ("2 mms",)),
+                    (Force("total_mapcount", "if PageDoubleMap(head)", False),), "split_page_of_both", ("outcome",),
+                    ("2 mms",)),
         ),
     ),
-    Rule("R28", "This is an optimisation: the alternative counts every pmd in every subpage.", f"{REFCOUNTS}, 'This is optimization'",
+    Rule("R28", "This is an optimisation: the alternative counts every pmd in every subpage.",
+         f"{REFCOUNTS}, 'This is optimization'",
          "1.3", out_of_scope="it explains R27 and demands nothing"),
     Rule(
-        "R29", "PG_double_map is set when a pmd is split for the first time while another pmd maps the page; the extra counts go"
+        "R29", "PG_double_map is set when a pmd is split for the first time while another pmd maps the page; the extra counts"
+               " go"
         " with the last pmd.", f"{REFCOUNTS}, 'we set PG_double_map when'", "3.16.C6 and C7, 3.17",
         (At("move_compound_mapcount", "if ... > 0 and ..."), At("move_compound_mapcount", "if TestClearPageDoubleMap(page)"),
          At("page_remove_anon_compound_rmap", "if TestClearPageDoubleMap(head)")), ("I20", "Q5"),

@@ -52,7 +52,8 @@ RULES = (
          At("khugepaged_scan_vma", "khugepaged_scan.address = khugepaged_scan.address + HPAGE_PMD_SIZE")),
         ("Q14",),
         (
-            Variant("R3a", "a registered mm is not put on khugepaged's list", (Delete("__khugepaged_enter", "_list_add_tail(mm)"),),
+            Variant("R3a", "a registered mm is not put on khugepaged's list",
+                    (Delete("__khugepaged_enter", "_list_add_tail(mm)"),),
                     "collapse_after_free", ("Q14", "outcome", "crash")),
             Variant("R3b", "a forked child is not registered", (Replace("khugepaged_fork", "return ...", "return 0"),),
                     "collapse_in_child", ("outcome",)),
@@ -74,7 +75,8 @@ RULES = (
     Rule(
         "R13", "mremap becomes correct for huge pages by one added line: split the pmd that was found.",
         f"{FALLBACK}, the example", "3.25",
-        (At("move_whole_pmd", "split_huge_pmd(...)"), At("move_huge_pmd", "if (old_addr | new_addr) & ~HPAGE_PMD_MASK != 0 or ..."),
+        (At("move_whole_pmd", "split_huge_pmd(...)"), At("move_huge_pmd",
+                                                         "if (old_addr | new_addr) & ~HPAGE_PMD_MASK != 0 or ..."),
          At("move_huge_pmd", "if new_pmd.val.load() != 0")),
         ("I8", "Q19"),
         (

@@ -1,4 +1,4 @@
-"""R5-R10: what get_user_pages promises, and what follow_page can be asked for. (transhuge.rst: get_user_pages and follow_page)"""
+"""R5-R10, R12: what get_user_pages and follow_page promise. (transhuge.rst: get_user_pages and follow_page)"""
 
 from concur_thp.rules.edit import Delete, Force, Replace, Rewrite
 from concur_thp.rules.rule import At, Rule, Variant
@@ -21,7 +21,8 @@ RULES = (
     Rule(
         "R6", "What is meaningful on the head only is read from the head: mapping, flags, lists.",
         f"{GUP}, 'jump to check head page'", "1.1, 1.2",
-        (At("PageAnon", "return ..."), At("TestFlag", "return ..."), At("page_move_anon_rmap", "compound_head(page).mapping = ...")),
+        (At("PageAnon", "return ..."), At("TestFlag", "return ..."),
+         At("page_move_anon_rmap", "compound_head(page).mapping = ...")),
         ("Q5", "Q16"),
         (
             Variant("R6a", "PageAnon looks at the subpage's own mapping, which is poison in a tail",
@@ -71,7 +72,8 @@ RULES = (
         "3.14 step 5",
         (At("follow_huge_pmd", "if flags & FOLL_SPLIT"), At("follow_page_pte", "if flags & FOLL_SPLIT and ...")), ("outcome",),
         (
-            Variant("R9a", "the flag is ignored where a pmd maps the page", (Force("follow_huge_pmd", "if flags & FOLL_SPLIT", False),),
+            Variant("R9a", "the flag is ignored where a pmd maps the page",
+                    (Force("follow_huge_pmd", "if flags & FOLL_SPLIT", False),),
                     "migrate_small", ("bug: FOLL_SPLIT gave a compound page",)),
             Variant("R9b", "the flag is ignored where ptes map the page",
                     (Force("follow_page_pte", "if flags & FOLL_SPLIT and ...", False),),

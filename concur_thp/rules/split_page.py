@@ -1,4 +1,4 @@
-"""R31-R37: splitting a huge page, and its pmd. (transhuge.rst: Refcounts and transparent huge pages, from split_huge_page on)"""
+"""R31-R37: splitting a huge page, and its pmd. (transhuge.rst: Refcounts and transparent huge pages)"""
 
 from concur_thp.rules.edit import Delete, Force, Insert, Move, Replace, Rewrite
 from concur_thp.rules.rule import At, Rule, Variant
@@ -30,7 +30,8 @@ RULES = (
         (At("can_split_huge_page", "return ..."), At("freeze_and_split", "frozen = ...")), ("Q4", "I25"),
         (
             Variant("R32a", "one reference more is taken for one of ours",
-                    (Rewrite("can_split_huge_page", "return ...", "total_mapcount(head) == page_ref_count(head) - extra_pins(head) - 1",
+                    (Rewrite("can_split_huge_page", "return ...",
+                             "total_mapcount(head) == page_ref_count(head) - extra_pins(head) - 1",
                              "total_mapcount(head) >= page_ref_count(head) - extra_pins(head) - 2"),
                      Rewrite("freeze_and_split", "frozen = ...", "page_ref_freeze(head, 1 + extra_pins(head))",
                              "(page_ref_freeze(head, 1 + extra_pins(head)) or page_ref_freeze(head, 2 + extra_pins(head)))")),
@@ -65,7 +66,8 @@ RULES = (
     Rule(
         "R34", "Who finds a page by its frame takes a reference by get_page_unless_zero(), in no other way.",
         f"{SPLIT}, 'the only legitimate way'", "3.9, 3.36",
-        (At("isolate_small_page", "if ... and get_page_unless_zero(page)"), At("isolate_lru_pages", "if get_page_unless_zero(page)"),
+        (At("isolate_small_page", "if ... and get_page_unless_zero(page)"),
+         At("isolate_lru_pages", "if get_page_unless_zero(page)"),
          At("migrate_pfn", "if not ... or not get_page_unless_zero(head)"), At("pin_queued", "if get_page_unless_zero(head)")),
         ("Q1", "I11"),
         (
@@ -94,7 +96,8 @@ RULES = (
         ),
     ),
     Rule(
-        "R36", "A reference that somebody takes of the head stays with the head.", f"{SPLIT}, 'For head page'", "3.18.9, 3.18.10.f",
+        "R36", "A reference that somebody takes of the head stays with the head.", f"{SPLIT}, 'For head page'",
+        "3.18.9, 3.18.10.f",
         (At("__split_huge_page", "head._refcount.add(count)"), At("page_ref_freeze", "return ...")), ("Q4", "I25"),
         (
             Variant("R36a", "the head is let go early, and its count stored at the end: a reference taken meanwhile is lost",
@@ -111,7 +114,7 @@ RULES = (
             Variant("R37a", "the pmd of a pinned page is not split: a part of it cannot be unmapped",
                     (Rewrite("__split_huge_pmd", "other = ...", "page and entry_pfn(seen) != page_to_pfn(page)",
                              "page and entry_pfn(seen) != page_to_pfn(page) or (not page and pmd_trans_huge(seen) and"
-                             " page_count(mem_map[entry_pfn(seen)]) > total_mapcount(compound_head(mem_map[entry_pfn(seen)])))"),),
+                             " page_count(mem_map[entry_pfn(seen)]) > total_mapcount(mem_map[entry_pfn(seen)]))"),),
                     "partial_dontneed_of_pinned", ("Q19", "outcome")),
             Variant("R37b", "the table is allocated when it is needed, under the page table lock",
                     (Rewrite("split_huge_anon_pmd", "table = ...", "pgtable_trans_huge_withdraw(cpu, mm, pmd)",

@@ -21,7 +21,8 @@ RULES = (
     Rule(
         "R15", "Whoever walks page tables holds mmap_sem, for reading at least: under it khugepaged cannot make a huge pmd of a"
         " table.", f"{LOCKING}, 'You must hold the mmap_sem'", "3.1, 3.28.3 step 4",
-        (At("collapse_into", "down_write(...)"), At("do_user_addr_fault", "down_read(...)"), At("do_madvise", "down_read(...)")),
+        (At("collapse_into", "down_write(...)"), At("do_user_addr_fault", "down_read(...)"),
+         At("do_madvise", "down_read(...)")),
         ("I9", "I22", "Q19"),
         (
             Variant("R15a", "khugepaged collapses with mmap_sem held for reading",
@@ -43,7 +44,8 @@ RULES = (
         (At("collapse_pmd", "anon_vma_lock_write(...)"), At("collapse_pmd", "anon_vma_unlock_write(...) #2")),
         ("I22", "Q5", "Q6"),
         (
-            Variant("R16a", "collapse does not take the anon_vma lock: reclaim, migration and split walk into the detached table",
+            Variant("R16a", "collapse does not take the anon_vma lock: reclaim, migration and split walk into the detached"
+                            " table",
                     (Delete("collapse_pmd", "anon_vma_lock_write(...)"),
                      Delete("collapse_pmd", "anon_vma_unlock_write(...) #2"),
                      Delete("collapse_pmd", "anon_vma_unlock_write(...)")),
@@ -75,14 +77,16 @@ RULES = (
         "R18", "pmd_trans_huge() says yes: take the page table lock and ask again, for split_huge_pmd runs beside the walk.",
         f"{LOCKING}, 're-run pmd_trans_huge'", "3.1.3",
         (At("__pmd_trans_huge_lock", "if pmd_huge_or_swap(...)"), At("follow_huge_pmd", "if not pmd_trans_huge(pmdval)"),
-         At("copy_huge_pmd", "if not pmd_trans_huge(pmd)"), At("huge_pmd_set_accessed", "if pmd.val.load() == orig_pmd and ...")),
+         At("copy_huge_pmd", "if not pmd_trans_huge(pmd)"), At("huge_pmd_set_accessed",
+                                                               "if pmd.val.load() == orig_pmd and ...")),
         ("I2", "I6"),
         (
             Variant("R18a", "the lock is taken, but nobody asks again",
                     (Force("__pmd_trans_huge_lock", "if pmd_huge_or_swap(...)", True),),
                     "dontneed_vs_dontneed", ("I2", "I6", "Q5", "Q9", "bug: page_remove_rmap", "bug: withdraw", "crash")),
             Variant("R18b", "follow_page does not ask again: DONTNEED or a split was faster",
-                    (Delete("follow_huge_pmd", "if pmd_none(pmdval)"), Delete("follow_huge_pmd", "if not pmd_trans_huge(pmdval)")),
+                    (Delete("follow_huge_pmd", "if pmd_none(pmdval)"),
+                     Delete("follow_huge_pmd", "if not pmd_trans_huge(pmdval)")),
                     "pin_vs_dontneed", ("bug: huge pmd of a page that is no head", "outcome", "Q4", "crash")),
             Variant("R18c", "fork does not ask again: split_huge_page was faster, and needs no mmap_sem",
                     (Force("copy_huge_pmd", "if not pmd_trans_huge(pmd)", False),),

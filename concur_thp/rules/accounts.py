@@ -1,0 +1,157 @@
+"""X26, X27, X29-X35: borders of vmas, zero pages, locks around counts, and the counters that users see. (semantics 5.1)"""
+
+from concur_thp.rules.edit import Delete, Force, Insert, Replace, Rewrite
+from concur_thp.rules.rule import At, Rule, Variant
+
+NO_FILE_THP = "huge pages of files are not built: no pmd maps the page cache"
+LOCKING = "transhuge.rst, Locking in hugepage aware code"
+
+RULES = (
+    Rule(
+        "X26", "A huge pmd lies in one vma: before a border moves into its range it is split.",
+        "transhuge.rst, Graceful fallback", "3.22.1",
+        (At("adjust_borders", "vma_adjust_trans_huge(...)"), At("vma_adjust_trans_huge", "split_at_border(cpu, vma, start)"),
+         At("vma_adjust_trans_huge", "split_at_border(cpu, vma, end)")), ("I8", "Q19"),
+        (
+            Variant("X26a", "vmas are split without splitting the pmd across the new border",
+                    (Delete("adjust_borders", "vma_adjust_trans_huge(...)"),), "munmap_part",
+                    ("I8", "bug: huge pmd reaches out of its vma", "Q19")),
+            Variant("X26b", "a start that moves up splits nothing",
+                    (Delete("vma_adjust_trans_huge", "split_at_border(cpu, vma, start)"),),
+                    "munmap_part", ("I8", "bug: huge pmd reaches out of its vma", "Q19")),
+        ),
+    ),
+    Rule(
+        "X27", "A vma leaves the rmap trees before its page tables are freed.", "implied: rmap walkers have no mmap_sem",
+        "3.22.4",
+        (At("free_pgtables", "unlink_vma(cpu, vma_at(mm, k)) #1"),), ("Q1", "Q8"),
+        (
+            Variant("X27a", "munmap frees the tables first: a walker is in them",
+                    (Delete("free_pgtables", "unlink_vma(cpu, vma_at(mm, k)) #1"),
+                     Insert("free_pgtables", "unlink_vma(cpu, vma_at(mm, k))", after="free_pgd_range(...)")),
+                    "munmap_vs_split_page", ("bug: page_vma_mapped_walk: the table went away", "crash", "lockdep", "Q8", "I7")),
+        ),
+    ),
+    Rule(
+        "X29", "Mark and list of a mlocked page change in one hold of lru_lock, as a split copies both; and a huge page that"
+               " ptes map"
+        " is not mlocked.", "implied by split_huge_page's copies of the head's flags", "3.24, I21",
+        (At("munlock_vma_page", "spin_lock_irq(...)"), At("__split_huge_pmd", "if pmd_trans_huge(seen) and ...")),
+        ("I21", "Q12"),
+        (
+            Variant("X29a", "the split of a pmd leaves the page mlocked",
+                    (Delete("__split_huge_pmd", "if pmd_trans_huge(seen) and ..."),),
+                    "mlock_then_split_pmd", ("I21", "Q12", "bug: mlock_vma_page")),
+            Variant("X29b", "munlock takes the mark away before it holds lru_lock: the split gives the tails a mark that"
+                            " nobody clears",
+                    (Insert("munlock_vma_page", "seen = TestClearFlag(page, PG_mlocked)", before="spin_lock_irq(...)"),
+                     Rewrite("munlock_vma_page", "if TestClearFlag(page, PG_mlocked)", "TestClearFlag(page, PG_mlocked)",
+                             "seen")),
+                    "munlock_vs_split_page", ("Q12", "I21", "Q16", "lockdep")),
+        ),
+    ),
+    Rule(
+        "X30", "Nobody counts mappings of the zero pages, so nobody counts them off.", "implied: the zero page is everybody's",
+        "3.5, 3.20.3",
+        (At("zap_huge_pmd", "if is_huge_zero_pmd(old)"), At("vm_normal_page", "return ...")), ("Q4", "Q13"),
+        (
+            Variant("X30a", "the zap of the huge zero page counts off a mapping",
+                    (Force("zap_huge_pmd", "if is_huge_zero_pmd(old)", False),),
+                    "zero_then_dontneed", ("bug: page_remove_rmap: mapcount below -1", "Q8", "Q9")),
+            Variant("X30b", "the small zero page is treated as any other",
+                    (Replace("vm_normal_page", "return ...", "return mem_map[entry_pfn(pte)]"),),
+                    "zero_then_dontneed_small", ("bug: page_remove_rmap: mapcount below -1", "Q4", "Q9", "bug: last put")),
+            Variant("X30c", "the split of the huge zero pmd gives everybody write access to the zero page",
+                    (Rewrite("__split_huge_zero_page_pmd", "entry = ...", "vma_prot_bits(vma) & ~_PAGE_RW",
+                             "vma_prot_bits(vma) | _PAGE_RW"),),
+                    "zero_without_huge_pages", ("Q19", "outcome")),
+        ),
+    ),
+    Rule(
+        "X31", "The huge zero page has one reference for each mm that has mapped it, however often.",
+        "implied: it is freed when nobody uses it", "3.5, 3.37",
+        (At("mm_get_huge_zero_page", "if mm.flags.load() & bit == 0"),
+         At("mm_get_huge_zero_page", "if mm.flags.or_(bit) & bit != 0"),
+         At("__mmput", "mm_put_huge_zero_page(...)"), At("shrink_huge_zero_page", "if ...")), ("Q13",),
+        (
+            Variant("X31a", "every mapping takes a reference, the mm gives one back",
+                    (Force("mm_get_huge_zero_page", "if mm.flags.load() & bit == 0", True),
+                     Delete("mm_get_huge_zero_page", "put_huge_zero_page(cpu)")), "zero_then_dontneed", ("Q13", "outcome")),
+            Variant("X31b", "of two threads that map it at once both keep a reference",
+                    (Delete("mm_get_huge_zero_page", "put_huge_zero_page(cpu)"),), "zero_vs_zero", ("Q13", "outcome")),
+            Variant("X31c", "an mm that exits keeps its reference", (Delete("__mmput", "mm_put_huge_zero_page(...)"),),
+                    "zero_then_exit", ("Q13", "outcome")),
+            Variant("X31d", "the shrinker looks and frees in two steps: somebody has taken a reference in between",
+                    (Rewrite("shrink_huge_zero_page", "if ...", "pgdat.huge_zero_refcount.cas(1, 0)",
+                             "pgdat.huge_zero_refcount.load()"),
+                     Insert("shrink_huge_zero_page", "pgdat.huge_zero_refcount.store(0)", before="pfn = ...")),
+                    "zero_shrink_vs_fault", ("Q13", "I6", "crash", "bug: the last reference of the huge zero page", "Q1")),
+        ),
+    ),
+    Rule(
+        "X32", "Whether a page may be reused is asked with the page lock held.", LOCKING, "3.6.3, 3.7.2, 3.8",
+        (At("wp_huge_reuse", "if not trylock_page(cpu, page)"), At("do_wp_page", "if not trylock_page(...) and ...")), ("Q19",),
+        (
+            Variant("X32a", "a huge write fault asks without it: another mm is splitting its pmd, and is not counted",
+                    (Force("wp_huge_reuse", "if not trylock_page(cpu, page)", False),
+                     Delete("wp_huge_reuse", "unlock_page(cpu, page) #2"),
+                     Delete("reuse_swap_page", "bug_on(...)")), "reuse_vs_split_pmd", ("Q19", "outcome"), ("2 mms",)),
+            Variant("X32b", "a small write fault asks without it: split_huge_page is at work",
+                    (Force("do_wp_page", "if not trylock_page(...) and ...", False),
+                     Delete("do_wp_page", "unlock_page(cpu, page) #2"),
+                     Delete("do_wp_page", "unlock_page(cpu, page)"), Delete("reuse_swap_page", "bug_on(...)")),
+                    "reuse_vs_swap_in", ("Q19", "Q10", "outcome"), ("2 mms", "swap")),
+        ),
+    ),
+    Rule(
+        "X33", "With mmap_sem held for reading a pmd that is no table may become none, or huge, at any time: only a table is"
+               " walked.", LOCKING, "3.1.5",
+        (At("zap_pmd", "if not done and not pmd_trans_unstable(pmd)"), At("do_anonymous_page", "if pmd_trans_unstable(pmd)"),
+         At("handle_pte_fault", "if pmd_trans_unstable(pmd)"), At("madvise_free_pmd", "if not done and ..."),
+         At("follow_page_pte", "if not pmd_table(pmdval)")), ("I7", "I9"),
+        (
+            Variant("X33a", "a zap walks what it has just split, whatever it has become",
+                    (Rewrite("zap_pmd", "if not done and ...", "not done and not pmd_trans_unstable(pmd)", "not done"),),
+                    "partial_dontneed_vs_dontneed", ("crash", "lockdep", "Q5", "Q9")),
+            Variant("X33b", "a fault that found a table when it came walks a huge page",
+                    (Force("do_anonymous_page", "if pmd_trans_unstable(pmd)", False),), "fault_small_vs_fault",
+                    ("crash", "lockdep", "Q19", "Q9")),
+            Variant("X33c", "MADV_FREE walks a huge page that it could not handle",
+                    (Rewrite("madvise_free_pmd", "if not done and ...", "not done and not pmd_trans_unstable(pmd)",
+                             "not done"),),
+                    "lazyfree_of_shared", ("crash", "lockdep", "livelock"), ("2 mms",)),
+        ),
+    ),
+    Rule("X34", "The unmap of a file's huge pmd counts off all its subpages.",
+         "transhuge.rst, Refcounts: 'For file huge pages'", "3.17",
+         (At("page_remove_file_rmap", "nr = sub_one_everywhere(...)"),), ("Q5",), out_of_scope=NO_FILE_THP),
+    Rule(
+        "X35", "Every mapping is in the rss of its mm and in the node's counters, exactly once.",
+        "implied: what meminfo and smaps say is true", "3.41",
+        (At("zap_huge_pmd", "mm.rss[MM_ANONPAGES].sub(HPAGE_PMD_NR)"),
+         At("wp_huge_copy", "mm.rss[MM_ANONPAGES].add(HPAGE_PMD_NR)"),
+         At("__collapse_huge_page_copy", "mm.rss[MM_ANONPAGES].add(filled)"),
+         At("add_huge_pmd", "mm.rss[MM_ANONPAGES].add(HPAGE_PMD_NR)"),
+         At("page_remove_anon_compound_rmap", "mod_stat(cpu, Stat.NR_ANON_THPS, -1)")), ("Q9", "Q16"),
+        (
+            Variant("X35a", "the zap of a huge pmd leaves the rss as it was",
+                    (Delete("zap_huge_pmd", "mm.rss[MM_ANONPAGES].sub(HPAGE_PMD_NR)"),),
+                    "dontneed_vs_fault", ("Q9", "bug: __mmdrop: bad rss-counter state")),
+            Variant("X35b", "a huge page in place of the zero page is not in the rss",
+                    (Delete("wp_huge_copy", "mm.rss[MM_ANONPAGES].add(HPAGE_PMD_NR)"),), "zero_then_write",
+                    ("Q9", "bug: __mmdrop: bad rss-counter state")),
+            Variant("X35c", "what collapse fills up is not in the rss",
+                    (Delete("__collapse_huge_page_copy", "mm.rss[MM_ANONPAGES].add(filled)"),),
+                    "collapse_of_holes", ("Q9", "bug: __mmdrop: bad rss-counter state")),
+            Variant("X35d", "a forked huge page is not in the child's rss",
+                    (Delete("add_huge_pmd", "mm.rss[MM_ANONPAGES].add(HPAGE_PMD_NR)"),),
+                    "fork_then_write", ("Q9", "bug: __mmdrop: bad rss-counter state"), ("2 mms",)),
+            Variant("X35e", "AnonHugePages is not counted down by the last unmap",
+                    (Delete("page_remove_anon_compound_rmap", "mod_stat(cpu, Stat.NR_ANON_THPS, -1)"),), "dontneed_vs_fault",
+                    ("Q16",)),
+            Variant("X35f", "a huge fault does not count its table",
+                    (Delete("__do_huge_pmd_anonymous_page", "mm.nr_ptes.add(1)"),),
+                    "dontneed_vs_fault", ("Q8", "bug: __mmdrop: non-zero page tables")),
+        ),
+    ),
+)

@@ -1,0 +1,93 @@
+"""K1-K17: holes of v4.20 that are closed here. Each variant is v4.20's own form. (semantics 3.40, DECISIONS.md)"""
+
+from concur_thp.rules.edit import Delete, Insert, Replace, Rewrite
+from concur_thp.rules.rule import At, Rule, Variant
+
+V420 = "v4.20 itself"
+
+RULES = (
+    Rule(
+        "K1", "The split of a pmd holds the page lock while mapcounts move, as since 5.8 (CVE-2020-29368).", V420, "3.16, 3.40",
+        (At("__split_huge_pmd", "locked = lock_anon_pmd_page(...)"),), ("Q19",),
+        (
+            Variant("K1a", "it does not: the reuse test of another mm sums the mapcounts, misses one, and writes a shared page",
+                    (Delete("__split_huge_pmd", "locked = lock_anon_pmd_page(...)"),), "reuse_vs_split_pmd", ("Q19", "outcome"),
+                    ("2 mms",)),
+        ),
+    ),
+    Rule(
+        "K2", "The split of a huge migration entry changes no count, as since 5.9.", V420, "3.16, 3.40",
+        (At("split_migration_pmd", "set_split_pte(...)"),), ("Q4", "Q5"),
+        (
+            Variant("K2a", "it adds references and mapcounts that the entries do not have",
+                    (Insert("split_migration_pmd", "page_ref_add(mem_map[entry_pfn(old)], HPAGE_PMD_NR - 1)",
+                            before="pmd_populate(...)"),
+                     Insert("split_migration_pmd", "mem_map[entry_pfn(old) + i]._mapcount.add(1)", after="set_split_pte(...)"),
+                     Insert("split_migration_pmd", "mem_map[entry_pfn(old) + 1].compound_mapcount.sub(1)",
+                            before="pmd_populate(...)")),
+                    "migrate_vs_partial_dontneed", ("Q4", "Q5", "I2", "outcome", "bug: bad")),
+        ),
+    ),
+    Rule(
+        "K3", "The unmap of a split looks at no pte without its lock, as since 5.13.", V420, "3.11, 3.40",
+        (At("pvmw_scan_table", "if pvmw.ptl == NIL and ..."), At("split_unmapped", "try_to_unmap(...)")), ("outcome",),
+        (
+            Variant("K3a", "it passes over a pte that a zap has cleared and not yet counted off: here the split only fails",
+                    (Rewrite("split_unmapped", "try_to_unmap(...)", "TTU_SPLIT", "TTU_SPLIT & ~TTU_SYNC"),),
+                    "split_page_vs_dontneed", ("none",)),
+        ),
+    ),
+    Rule(
+        "K4", "A huge migration entry takes dirty and write from the pmd that the invalidate returned.", V420, "3.26.3, 3.40",
+        (At("set_pmd_migration_entry", "if pte_dirty(old)"),), ("Q19",),
+        (
+            Variant("K4a", "it takes them from a read before: a dirty bit set in between is lost",
+                    (Insert("set_pmd_migration_entry", "seen = pmd.val.load()", before="old = ..."),
+                     Rewrite("set_pmd_migration_entry", "if pte_dirty(old)", "old", "seen")),
+                    "lazyfree_write_migrate", ("Q19", "outcome")),
+        ),
+    ),
+    Rule(
+        "K11", "A reclaimed huge page is freed after the flush, not before.", V420, "3.30.5, 3.40",
+        (At("free_reclaimed", "try_to_unmap_flush(cpu)"), At("shrink_page_list", "try_to_unmap_flush(cpu)"),
+         At("write_page", "try_to_unmap_flush_dirty(cpu)")), ("I15",),
+        (
+            Variant("K11a", "a huge page that was swapped out whole is freed while CPUs may still read it",
+                    (Delete("free_reclaimed", "try_to_unmap_flush(cpu)"),), "swap_out_vs_load", ("I15", "Q19", "outcome"),
+                    ("swap",)),
+            Variant("K11b", "small pages too", (Delete("shrink_page_list", "try_to_unmap_flush(cpu)"),),
+                    "swap_out_vs_load_small",
+                    ("I15", "Q15", "Q19", "outcome"), ("swap",)),
+            Variant("K11c", "a page is written to the device while CPUs may still write to it",
+                    (Delete("write_page", "try_to_unmap_flush_dirty(cpu)"),), "swap_out_vs_store", ("Q19", "outcome"),
+                    ("swap",)),
+        ),
+    ),
+    Rule(
+        "K16", "A walk for a huge page that straddles two pmds goes on when the first has nothing of it.", V420, "3.11, 3.40",
+        (At("page_vma_mapped_walk", "pvmw.address = (pvmw.address & PMD_MASK) + PMD_SIZE"),), ("Q7", "outcome"),
+        (
+            Variant("K16a", "it ends there: the page is never split",
+                    (Replace("page_vma_mapped_walk", "pvmw.address = (pvmw.address & PMD_MASK) + PMD_SIZE", "return 0"),),
+                    "split_page_that_straddles", ("outcome", "Q7")),
+        ),
+    ),
+    Rule(
+        "K17", "A huge copy takes the old pmd down without passing through none (not in the document's list; found here).",
+        V420,
+        "3.6.9, 3.6.1.3, DECISIONS.md", (At("wp_huge_copy", "pmdp_invalidate(...)"),
+                                         At("do_huge_pmd_wp_page_fallback", "pmdp_invalidate(...)")),
+        ("Q19",),
+        (
+            Variant("K17a", "a copy into a huge page passes through none: DONTNEED passes over it, and the old data appears"
+                            " again",
+                    (Rewrite("wp_huge_copy", "pmdp_invalidate(...)", "pmdp_invalidate(cpu, mm, haddr, pmd)",
+                             "pmdp_huge_clear_flush(cpu, mm, haddr, pmd)"),), "cow_vs_dontneed", ("Q19", "outcome"),
+                             ("2 mms",)),
+            Variant("K17b", "a copy into small pages passes through none",
+                    (Rewrite("do_huge_pmd_wp_page_fallback", "pmdp_invalidate(...)", "pmdp_invalidate(cpu, mm, haddr, pmd)",
+                             "pmdp_huge_clear_flush(cpu, mm, haddr, pmd)"),), "cow_vs_dontneed_without_huge_pages",
+                             ("Q19", "outcome"), ("2 mms",)),
+        ),
+    ),
+)
