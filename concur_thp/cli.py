@@ -25,7 +25,9 @@ from concur_thp.arch.linker import Kernel
 from concur_thp.config import KERNEL_TAG, Param, size_text
 from concur_thp.errors import EmulatorError, KernelBug, Misuse
 from concur_thp.machine import Machine
-from concur_thp.output import compile_progress, console, result_console, write_json
+from concur_thp.output import STDOUT, compile_progress, console, result_console, write_json
+from concur_thp.rules.show import print_rule, print_rules
+from concur_thp.rules.table import RULES, rule_json, rule_named, variants_named
 
 FOUND, MISUSE, OWN_FAULT, INCONCLUSIVE = 1, 2, 3, 4
 LOG_BYTES = 1 << 20
@@ -77,6 +79,34 @@ def build(order: int, json_path: str, quiet: bool) -> int:
     result_console(quiet, json_path).print(f"compiled {compiled} of {len(Kernel.all)} kernel functions in {seconds} s,"
                                            " the others were there")
     write_json(json_path, result)
+    return 0
+
+
+@cli.group(invoke_without_command=True)
+@options.json_option()
+@options.quiet_option()
+@click.pass_context
+def rules(ctx: click.Context, json_path: str, quiet: bool) -> int:
+    """The locking rules: what each says, where it is enforced, how it can be broken."""
+    Machine._import_kernel()
+    if ctx.invoked_subcommand is None:
+        if not quiet and json_path != STDOUT:
+            print_rules(result_console(quiet, json_path, soft_wrap=False))
+        write_json(json_path, [rule_json(rule) for rule in RULES])
+    return 0
+
+
+@rules.command()
+@click.argument("rule_id", metavar="ID")
+@options.json_option()
+@options.quiet_option()
+def show(rule_id: str, json_path: str, quiet: bool) -> int:
+    """One rule, such as R18, or one of its broken variants, such as R18a, with the edits as diffs."""
+    rule = rule_named(rule_id)
+    if not quiet and json_path != STDOUT:
+        only = variants_named(rule_id) if rule.variants else []
+        print_rule(result_console(quiet, json_path, soft_wrap=False), rule, only)
+    write_json(json_path, rule_json(rule, with_diffs=True))
     return 0
 
 

@@ -29,9 +29,10 @@ def console(quiet: bool) -> Console:
     return Console(stderr=True, quiet=quiet, markup=False, highlight=False, width=width)
 
 
-def result_console(quiet: bool, json_path: str) -> Console:
-    """For results that people read; silent when standard output carries JSON."""
-    return Console(quiet=quiet or json_path == STDOUT, soft_wrap=True, highlight=False)
+def result_console(quiet: bool, json_path: str, soft_wrap: bool = True) -> Console:
+    """For results that people read; silent when standard output carries JSON. Tables want `soft_wrap` off."""
+    width = None if soft_wrap or sys.stdout.isatty() else PIPE_WIDTH
+    return Console(quiet=quiet or json_path == STDOUT, soft_wrap=soft_wrap, highlight=False, width=width)
 
 
 def check_json_path(destination: str) -> None:

@@ -116,7 +116,7 @@ def _listing(tree: ast.FunctionDef) -> list[str]:
     return ast.unparse(ast.fix_missing_locations(bare)).splitlines()
 
 
-def as_json(rule: Rule, with_diffs: bool = False) -> dict[str, Any]:
+def rule_json(rule: Rule, with_diffs: bool = False) -> dict[str, Any]:
     """A rule for `--json`."""
     return {
         "id": rule.id, "statement": rule.statement, "source": rule.source, "semantics": rule.semantics,
