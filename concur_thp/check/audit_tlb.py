@@ -10,6 +10,7 @@ from concur_thp.check.views import Column, view
 from concur_thp.check.walk import Entries
 from concur_thp.config import HPAGE_PMD_MASK, PAGE_SHIFT
 from concur_thp.mm.pgtable import _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_PROTNONE, _PAGE_RW, PFN_SHIFT
+from concur_thp.mm.tlb_batch import tlb_ubcs
 
 
 class Translations:
@@ -30,7 +31,10 @@ class Translations:
 
 
 def law_tlb(facts: Facts, report: Report) -> None:
-    """Q15 and I14, for CPUs that are up to date; what a CPU that is behind remembers is void."""
+    """Q15 and I14, for CPUs that are up to date; what a CPU that is behind remembers is void. Nobody owes a flush (I16)."""
+    owed = view(tlb_ubcs, facts.config.cpus)["nr"]
+    report.each(owed != 0, "cpu {cpu} took entries of {count} mms down in a batch and never flushed",
+                cpu=np.arange(facts.config.cpus), count=owed)
     live = set(facts.live_mms.tolist())
     current = {"small": Translations(facts.walked.pte), "huge": Translations(facts.walked.pmd)}
     rows, contexts = view(cpus, facts.config.cpus), view(tlb_contexts, facts.config.mms + 1)

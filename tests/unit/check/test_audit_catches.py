@@ -38,6 +38,7 @@ from concur_thp.mm.page_flags import PG_double_map, PG_locked, PG_lru, PG_mlocke
 from concur_thp.mm.pgtable import _PAGE_DIRTY, _PAGE_MIGRATION, _PAGE_RW, _PAGE_SWAP, mm_pmd
 from concur_thp.mm.swap import lru_add_drain, put_page
 from concur_thp.mm.syscall import sys_mlock, sys_mprotect
+from concur_thp.mm.tlb_batch import set_tlb_ubc_flush_pending
 from concur_thp.mm.vma_tree import find_vma
 from concur_thp.mm.vmstat import Stat
 
@@ -235,6 +236,12 @@ def khugepaged_slot_without_its_mark(scene):
 @breaks("Q14")
 def flush_still_pending(scene):
     scene.mm.tlb_flush_pending.add(1)
+
+
+@breaks("Q15")
+def flush_that_reclaim_owes(scene):
+    """Even if it happens that no CPU has a translation that is void."""
+    set_tlb_ubc_flush_pending(scene.cpu, scene.mm, 0)
 
 
 @breaks("Q15")
