@@ -91,7 +91,8 @@ def __alloc_pages_slowpath(cpu: Cpu, order: int, migratetype: int, gfp: int) -> 
     Context: as alloc_pages().
     Return: a block that is not prepared yet; NULL.
     Linux: mm/page_alloc.c __alloc_pages_slowpath
-    Differs: no reserves for those who free memory: reclaim allocates nothing.
+    Differs: no reserves for those who free memory: reclaim allocates nothing. No OOM killer. kcompactd is told here, not by
+    kswapd on its way to sleep.
     """
     if gfp & __GFP_KSWAPD_RECLAIM:
         wake_all_kswapds()

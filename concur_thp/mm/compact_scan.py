@@ -65,7 +65,8 @@ def isolate_migratepages(cpu: Cpu, cc: CompactControl):
     Context: no lock held; takes lru_lock.
     Return: how many; then they are on the list.
     Linux: mm/compaction.c isolate_migratepages
-    Differs: no hints about blocks that are not worth a look.
+    Differs: no hints about blocks that are not worth a look; asynchronous compaction does not keep to movable pageblocks;
+    nobody is held back when much is isolated already.
     """
     limit = min(pageblock_start_pfn(cc.free_pfn), zones[cc.zone].end_pfn)
     while cc.nr_migratepages == 0 and cc.migrate_pfn < limit:

@@ -214,6 +214,7 @@ def try_to_compact_pages(cpu: Cpu, order: int, gfp: int):
     Context: no spinlock, no page or rmap lock held; mmap_sem may be. Sleeps, but waits for no page lock.
     Return: 1 when it is worth looking for the block again.
     Linux: mm/compaction.c try_to_compact_pages; mm/page_alloc.c __alloc_pages_direct_compact
+    Differs: asynchronous at every priority; is content with a movable block, which others can steal.
     """
     cc = compact_controls[cpu.id]
     if cc.direct:

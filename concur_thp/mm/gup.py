@@ -167,6 +167,7 @@ def get_user_pages_unlocked(cpu: Cpu, mm: Mm, start: int, nr_pages: int, flags: 
     Context: no lock held; takes mmap_sem read. May sleep.
     Return: as get_user_pages().
     Linux: mm/gup.c get_user_pages_unlocked
+    Differs: holds mmap_sem to the end; there a fault that has to wait may give it up.
     """
     down_read(cpu, mm.mmap_sem)
     done = get_user_pages(cpu, mm, start, nr_pages, flags, pages)

@@ -25,6 +25,7 @@ def isolate_lru_pages(cpu: Cpu, number: int, nr_to_scan: int, pages: PageList):
     Context: lru_lock held.
     Return: pages taken, a huge one counted as HPAGE_PMD_NR; they are in pgdat.isolated too.
     Linux: mm/vmscan.c isolate_lru_pages
+    Differs: a huge page counts as HPAGE_PMD_NR scanned, not as one.
     """
     assert_spin_locked(cpu, pgdat.lru_lock)
     lru = pgdat.lru[number]

@@ -37,6 +37,7 @@ def balance_pgdat(cpu: Cpu):
 
     Context: kernel thread, no lock. Sleeps.
     Linux: mm/vmscan.c balance_pgdat
+    Differs: only for small pages: who wants a block tells kcompactd himself.
     """
     count_vm_event(cpu, Stat.pageoutrun)
     idle = 0

@@ -121,6 +121,7 @@ def __unmap_and_move(cpu: Cpu, page: Page, new: Page, force: int, mode: int):
     Return: 0: moved, and the reference of `new` given up; -EAGAIN: somebody else has it or uses it, nothing changed;
     -EBUSY: it is being written.
     Linux: mm/migrate.c __unmap_and_move
+    Differs: never waits for writeback: whoever writes a page here has isolated it for as long.
     """
     if not trylock_page(cpu, page):  # 3.26.2
         if not force or mode == MIGRATE_ASYNC:
@@ -180,7 +181,7 @@ def unmap_and_move(cpu: Cpu, page: Page, pages: PageList, how: int, force: int, 
     freed = page_count(page) == 1
     result = 0
     if freed:
-        # Nobody else has a reference, and so nobody can get one: as good as free.
+        # Nobody maps or caches it: as good as free, though the shrinker may still hold it for a moment.
         ClearFlag(page, PG_active)
         ClearFlag(page, PG_unevictable)
     else:

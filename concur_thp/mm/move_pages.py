@@ -76,6 +76,7 @@ def do_move_page(cpu: Cpu, mm: Mm, addr: int, follflags: int, how: int):
     Context: no lock held. Takes mmap_sem read, then without it page locks, rmap locks. Sleeps.
     Return: 0, -EFAULT, -ENOENT, -EBUSY, -ENOMEM.
     Linux: mm/migrate.c do_pages_move
+    Differs: one page. Drains this CPU's pagevecs, not all: a page that waits in another's is busy.
     """
     pages = page_list(cpu, LIST_MIGRATE)
     lru_add_drain(cpu)  # migrate_prep()

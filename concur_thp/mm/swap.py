@@ -178,7 +178,7 @@ def putback_lru_page(cpu: Cpu, page: Page):
     Linux: mm/vmscan.c putback_lru_page
     """
     lru_cache_add(cpu, page)
-    put_page(cpu, page)  # Not the last: the pagevec has one, or the list's page is mapped or cached.
+    put_page(cpu, page)  # Of a THP, which waits in no pagevec, perhaps the last: others may have dropped it meanwhile.
 
 
 @kernel

@@ -38,7 +38,7 @@ from concur_thp.mm.page_flags import (
     page_to_pfn,
 )
 from concur_thp.mm.page_lock import lock_page, trylock_page, unlock_page, wait_on_page_locked
-from concur_thp.mm.pgtable import _PAGE_DIRTY, is_migration_entry, pte_lockptr, pte_offset, set_entry
+from concur_thp.mm.pgtable import _PAGE_DIRTY, _PAGE_SOFT_DIRTY, is_migration_entry, pte_lockptr, pte_offset, set_entry
 from concur_thp.mm.pte import mk_pte
 from concur_thp.mm.rmap import page_add_anon_rmap
 from concur_thp.mm.swap import activate_page, lru_cache_add, put_page
@@ -177,7 +177,7 @@ def map_swap_page(cpu: Cpu, vma: Vma, addr: int, pmd: Entry, pte: Entry, ptl: Sp
     bug_on(cpu, TestFlag(page, PG_uptodate) == 0, "do_swap_page: not uptodate (values: pfn, slot)", page_to_pfn(page), entry)
     mm.rss[MM_ANONPAGES].add(1)
     mm.rss[MM_SWAPENTS].sub(1)
-    value = mk_pte(page, vma)
+    value = mk_pte(page, vma) | pte.val.read() & _PAGE_SOFT_DIRTY
     fault = 0
     # Asked while the entry still counts as a swap pte and not yet as a mapping: exactly one of the two.
     if flags & FAULT_FLAG_WRITE and reuse_swap_page(cpu, page):

@@ -35,12 +35,6 @@ class TlbflushUnmapBatch(Struct, size=64):
 tlb_ubcs = SharedArray("tlb_ubcs", TlbflushUnmapBatch, lambda config: NR_CPUS)
 
 
-@inline
-def should_defer_flush(flags: int, ttu_batch_flush: int):
-    """May this unmap's flush wait? (Linux also asks whether any other CPU runs the mm: here a flush finds that out.)"""
-    return flags & ttu_batch_flush != 0
-
-
 @kernel
 def set_tlb_ubc_flush_pending(cpu: Cpu, mm: Mm, writable: int):
     """An entry of this mm is down and no CPU has been told.
@@ -115,5 +109,5 @@ def __flush_tlb_batched_pending(cpu: Cpu, mm: Mm, batch: int):
     mm.tlb_flush_batched.cas(batch, pending | pending << FLUSHED_SHIFT)
 
 
-__all__ = ["flush_tlb_batched_pending", "set_tlb_ubc_flush_pending", "should_defer_flush", "try_to_unmap_flush",
+__all__ = ["flush_tlb_batched_pending", "set_tlb_ubc_flush_pending", "try_to_unmap_flush",
            "try_to_unmap_flush_dirty"]

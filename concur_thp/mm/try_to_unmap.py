@@ -134,6 +134,7 @@ def unmap_pte(cpu: Cpu, page: Page, vma: Vma, pte: Entry, flags: int):
     Context: its ptl held; the pte maps `page` or a subpage of it.
     Return: 0 when it had to be put back.
     Linux: mm/rmap.c try_to_unmap_one, the body of its loop
+    Differs: a flush that may be batched always is, also when no other CPU runs the mm.
     """
     mm = mms[vma.vm_mm]
     if flags & TTU_BATCH_FLUSH:

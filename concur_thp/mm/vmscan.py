@@ -87,6 +87,7 @@ def shrink_inactive_list(cpu: Cpu, nr_to_scan: int, number: int):
     Context: no lock; mmap_sem may be held. May sleep.
     Return: pages reclaimed.
     Linux: mm/vmscan.c shrink_inactive_list
+    Differs: does not wait while others have isolated too much.
     """
     sc = scan_controls[cpu.id]
     pages = page_list(cpu, LIST_PAGES)

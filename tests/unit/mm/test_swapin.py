@@ -12,7 +12,7 @@ from concur_thp.mm.mremap import do_mremap
 from concur_thp.mm.page_flags import PageHead, PageSwapCache, PG_active, tail_page
 from concur_thp.mm.page_list import LIST_PAGES, list_add, page_list
 from concur_thp.mm.page_lock import lock_page, unlock_page
-from concur_thp.mm.pgtable import _PAGE_ACCESSED, entry_pfn, is_swap_entry, pte_present, pte_write
+from concur_thp.mm.pgtable import _PAGE_ACCESSED, _PAGE_SOFT_DIRTY, entry_pfn, is_swap_entry, pte_present, pte_write
 from concur_thp.mm.shrink_page_list import shrink_page_list
 from concur_thp.mm.swap import lru_add_drain, putback_lru_page
 from concur_thp.mm.swap_map import SWAP_COUNT, SWAP_HAS_CACHE, swap_info, swap_map
@@ -194,3 +194,11 @@ def test_a_shared_thp_is_copied_when_a_fork_needs_its_slots(task):
     task.run_in(parent)
     assert task.load(ADDR) == 50
     assert all(task.load(ADDR + i * PAGE_SIZE) == i + 1 for i in range(1, nr))
+
+
+def test_soft_dirty_comes_back(task):
+    task.mmap(ADDR, 1)
+    task.store(ADDR, 5)
+    task.pte(ADDR).val.or_(_PAGE_SOFT_DIRTY)
+    swap_out(task, ADDR)
+    assert task.load(ADDR) == 5 and task.pte(ADDR).val.read() & _PAGE_SOFT_DIRTY

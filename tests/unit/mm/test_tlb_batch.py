@@ -23,7 +23,9 @@ ADDR = 1 << 24
 
 @pytest.fixture
 def task(new_task):
-    return new_task()
+    task = new_task()
+    yield task
+    try_to_unmap_flush(task.cpu)  # As reclaim does at its end (Q15).
 
 
 def cached(task) -> bool:
