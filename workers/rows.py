@@ -126,8 +126,12 @@ def run_task(cpu: Cpu, task: Task):
     Emulator: one time slice.
     """
     if task.root != 0 and task.mm == 0 and task.done.read() == 0:
-        task.mm = mm_alloc(cpu).id
-        set_thp_disable(mms[task.mm], task)
+        mm = mm_alloc(cpu)
+        if not mm:
+            never_starts(cpu, task)
+            return 1
+        task.mm = mm.id
+        set_thp_disable(mm, task)
     enter_mm(cpu, task.mm)
     at = task.done.read()
     ran = 0
@@ -155,6 +159,23 @@ def run_task(cpu: Cpu, task: Task):
     enter_mm(cpu, 0)
     task.state.store(TaskState.DONE if at >= task.rows else TaskState.READY)
     return ran
+
+
+@kernel
+def never_starts(cpu: Cpu, task: Task):
+    """There is no mm for a task: all its rows have failed, and so have those of the tasks that it would have started.
+
+    Context: user mode; nobody else runs these tasks.
+    Emulator: so that nobody waits for them for ever.
+    """
+    for i in range(task.rows):
+        row = program_rows[task.first + i]
+        row.status = -ENOMEM
+        if row.op in (Op.FORK, Op.VFORK, Op.CLONE):
+            never_starts(cpu, program_tasks[row.arg[0]])
+    task.errors = task.rows
+    task.done.store(task.rows)
+    task.state.store(TaskState.DONE)
 
 
 @inline
@@ -271,8 +292,7 @@ def run_task_row(cpu: Cpu, task: Task, op: int, a0: int):
     if op == Op.FORK:
         mm = dup_mm(cpu, mm)
         if not mm:
-            child.done.store(child.rows)
-            child.state.store(TaskState.DONE)
+            never_starts(cpu, child)
             return -ENOMEM
     else:
         mmget(mm)
