@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import binding, ir
 
 from concur_thp.arch.shared import Word
 from concur_thp.arch.struct import signed
@@ -20,6 +20,9 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 SYSCALL = Word("libc.syscall")
 SYSCALL.set(ctypes.cast(LIBC.syscall, ctypes.c_void_p).value or 0)
 X86 = platform.machine() == "x86_64"
+FULL_RMW = X86 or bool(binding.get_host_cpu_features().get("lse"))
+"""Is an atomic read-modify-write a full barrier by itself? Not aarch64's pairs of exclusives, before LSE: what is read behind
+one may be read before its store is seen."""
 
 NATIVE: dict[Callable[..., Any], Callable[[Any, list[Any]], Any]] = {}
 """Interpreted function -> native code: takes the IR builder and i64 arguments, returns an i64 value or None."""

@@ -406,6 +406,8 @@ class Expressions:
             old = self.builder.atomic_rmw(RMW[method], pointer, narrow[0], "seq_cst")
         else:
             raise self._fail(node, f"an atomic field has no {method}()")
+        if not intrinsics.FULL_RMW:
+            self.builder.fence("seq_cst")
         return Value(old if width == 8 else self.builder.sext(old, I64), INT)
 
 

@@ -23,12 +23,6 @@ def page_count(page: Page):
 
 
 @inline
-def set_page_count(page: Page, count: int):
-    """Only while nobody else can reach the page."""
-    page._refcount.write(count)
-
-
-@inline
 def page_ref_add(page: Page, count: int):
     page._refcount.add(count)
 

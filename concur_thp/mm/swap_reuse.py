@@ -4,6 +4,7 @@ Only who has the page to himself may: one mapping, or one swap pte that is just 
 """
 
 from concur_thp.arch.bug import bug_on
+from concur_thp.arch.builtins import smp_rmb
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.listen import point
@@ -53,6 +54,8 @@ def page_trans_huge_map_swapcount(cpu: Cpu, page: Page):
     Context: page lock held; takes si.lock for a page in the swap cache. Reads in Linux's order (K1).
     Return: the count; in cpu.scratch[0] all mappings of the compound page, in cpu.scratch[1] all its swap ptes.
     Linux: mm/swapfile.c page_trans_huge_map_swapcount
+    Differs: with a barrier. Of a page that others map too, a zap on another CPU clears PG_double_map and then takes the
+    offset off the mapcounts; with the old flag and the new counts the sum would be one too small.
     """
     cached = PageSwapCache(page)
     if not PageCompound(page):
@@ -69,6 +72,7 @@ def page_trans_huge_map_swapcount(cpu: Cpu, page: Page):
         spin_unlock(cpu, swap_info.lock)
     total = counts >> 42
     most = counts & 0x1FFFFF
+    smp_rmb()
     if PageDoubleMap(head):
         most -= 1
         total -= HPAGE_PMD_NR

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from concur_thp.arch import native
+from concur_thp.arch import builtins, native
 from concur_thp.arch.builtins import clear_bytes, copy_bytes, ffs64, lsr, smp_mb, wrap_mul
 from concur_thp.arch.linker import Kernel, inline, interpreted, kernel
 from concur_thp.arch.struct import I8, I16, I32, I64, Struct, atomic, embed, field, signed
@@ -414,6 +414,22 @@ def test_what_would_be_evaluated_twice_is_refused():
 
     refused(increment, "evaluated twice")
     refused(chain, "write `and`")
+
+
+@kernel
+def four_updates(o: Outer):
+    return o.count.add(1) + o.count.cas(1, 2) + o.count.xchg(3) + o.count.load()
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_an_update_is_a_full_barrier_also_where_it_is_not_one_by_itself(full, monkeypatch):
+    """aarch64 without LSE: the comments in mm/ count on it (anon_vma_free, page_lock_anon_vma_read)."""
+    monkeypatch.setattr(builtins, "FULL_RMW", full)
+    lines = str(native.UNITS[native.PLAIN](four_updates, "f").module).splitlines()
+    updates = [n for n, line in enumerate(lines) if "atomicrmw" in line or "cmpxchg" in line]
+    fences = [n for n, line in enumerate(lines) if "fence seq_cst" in line]
+    assert len(updates) == 3 and len(fences) == (0 if full else 3)
+    assert all(0 < fence - update <= 2 for update, fence in zip(updates, fences, strict=False))
 
 
 def native_of(function):
