@@ -170,20 +170,20 @@ def test_a_damaged_object_is_compiled_again(cache, compiles, damage):
 def test_a_damaged_bundle_is_built_again(cache):
     from concur_thp.arch.tlb import tlb_flush_all
 
-    objects = native._objects([tlb_flush_all], None)
+    objects = native._objects([tlb_flush_all], None, native.PLAIN)
     [bundle] = cache.glob("bundle-*")
     bundle.write_bytes(bundle.read_bytes()[:-7])
-    assert native._objects([tlb_flush_all], None) == objects
+    assert native._objects([tlb_flush_all], None, native.PLAIN) == objects
     assert native._read(bundle) is not None
 
 
 def test_a_bundle_serves_any_set_of_functions(cache, compiles):
     from concur_thp.arch.tlb import tlb_catch_up, tlb_flush_all
 
-    native._objects([tlb_flush_all], None)
-    both = native._objects([tlb_catch_up, tlb_flush_all], None)
+    native._objects([tlb_flush_all], None, native.PLAIN)
+    both = native._objects([tlb_catch_up, tlb_flush_all], None, native.PLAIN)
     assert compiles == ["tlb_flush_all", "tlb_catch_up"] and len(both) == 2
-    assert native._objects([tlb_flush_all], None) == {s: o for s, o in both.items() if "flush_all" in s}
+    assert native._objects([tlb_flush_all], None, native.PLAIN) == {s: o for s, o in both.items() if "flush_all" in s}
     assert len(compiles) == 2
 
 
