@@ -19,6 +19,7 @@ from concur_thp.mm.swap import lru_add_drain
 from concur_thp.mm.swap_state import drop_swap_cache
 from concur_thp.mm.thp_sysfs import set_switch
 from concur_thp.output import compile_progress, console, write_json, write_text
+from stress.mix.failure import mix_unpoison_all
 from stress.mix.load import load_mix, mix_body, unload_mix
 from stress.mix.table import parse_mix
 from stress.options import StressOptions
@@ -38,14 +39,15 @@ from workers.kcompactd import kcompactd
 from workers.khugepaged import khugepaged, khugepaged_wakeup
 from workers.kswapd import kswapd
 from workers.launch import Crew, Outcome, Role
+from workers.scanner import scanner
 
 EXIT = {"done": 0, "bug": 1, "killed": 4, "hung": 1, "broken": 3, "interrupted": 4}
 """Exit status by Outcome.kind, when the audit is clean."""
 MIX_SLEEP_MS = 10
 """khugepaged's sleep under a mix: it should race, not rest."""
 MIX_MEMORY = 256 << 20
-DAEMONS = {"khugepaged": khugepaged, "kswapd": kswapd, "kcompactd": kcompactd}
-"""Kernel threads; each has a CPU of its own behind those of the programs."""
+DAEMONS = {"khugepaged": khugepaged, "kswapd": kswapd, "kcompactd": kcompactd, "scanner": scanner}
+"""Kernel threads, and the scanner of physical memory; each has a CPU of its own behind those of the programs."""
 HEADROOM = 1.25
 """More memory than the plan's estimate, for zones, watermarks and per-CPU lists."""
 
@@ -111,6 +113,7 @@ class StressRun:
             unload_mix(self.machine)
         khugepaged_wakeup(cpu)  # Its cursor may still hold an mm that has ended.
         drop_swap_cache(cpu)
+        mix_unpoison_all(cpu)  # What it cannot give back the audit finds.
         drop_caches(cpu)
         shrink_huge_zero_page(cpu)
         for number in range(self.machine.config.cpus):

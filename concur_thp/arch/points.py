@@ -88,4 +88,5 @@ class Point(IntEnum):
     MIGRATE_REMAPPED = 123  # mapped again, both pages still locked
     COMPACT_ISOLATED = 124  # pages taken off the LRU by the migrate scanner
     MIGRATE_PFN_HEAD = 125  # migrate_pfn: the frame's head has been read, no reference yet
+    MEMORY_FAILURE_UNMAPPED = 126  # a broken page is mapped nowhere any more, still locked
     HUNG = 127  # set by nobody: the watcher's word for "did not move"

@@ -18,7 +18,7 @@ from concur_thp.mm.mm_types import (
     PAGE_TYPE_RESERVED,
     PAGE_TYPE_TABLE,
 )
-from concur_thp.mm.page_flags import PG_double_map, PG_head, PG_mlocked, PG_reserved, PG_swapbacked
+from concur_thp.mm.page_flags import PG_double_map, PG_head, PG_hwpoison, PG_mlocked, PG_reserved, PG_swapbacked
 from concur_thp.mm.vmstat import Stat
 
 RSS_NAMES = {MM_FILEPAGES: "MM_FILEPAGES", MM_ANONPAGES: "MM_ANONPAGES", MM_SWAPENTS: "MM_SWAPENTS",
@@ -54,6 +54,7 @@ def expected_references(facts: Facts) -> dict[str, Column]:
         "swap cache": to_heads(np.bincount(facts.swap_cached[1], minlength=facts.frames)),
         "pagevecs": to_heads(pagevec_entries(facts)),
         "pins": to_heads(pins),
+        "memory failure": facts.has(PG_hwpoison).astype(np.int64),
         "own": kept.astype(np.int64),
     }
 

@@ -18,6 +18,7 @@ from concur_thp.mm.mm_types import NIL, PAGE_MAPPING_ANON, PAGE_TYPE_TABLE
 from concur_thp.mm.page_flags import (
     PG_active,
     PG_head,
+    PG_hwpoison,
     PG_lru,
     PG_migrated,
     PG_reserved,
@@ -105,7 +106,8 @@ def _lru_flags(facts: Facts, report: Report, count: Column) -> None:
     used = np.zeros(facts.frames, dtype=bool)
     for pages in (facts.pte.pfn, facts.thp.pfn, facts.cached[2], facts.swap_cached[1]):
         used[facts.head_of[pages]] = True
-    used &= ~facts.has(PG_reserved) & (facts.page_type != PAGE_TYPE_TABLE)
+    # A page that broke in the swap cache stays there while slots lead to it, and is on no list.
+    used &= ~facts.has(PG_reserved) & ~facts.has(PG_hwpoison) & (facts.page_type != PAGE_TYPE_TABLE)
     if facts.huge_zero_pfn != NIL:
         used[facts.huge_zero_pfn] = False
     waiting = pagevec_entries(facts) > 0

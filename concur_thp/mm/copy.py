@@ -23,6 +23,7 @@ from concur_thp.mm.pgtable import (
     _PAGE_ACCESSED,
     _PAGE_DIRTY,
     _PAGE_RW,
+    is_hwpoison_entry,
     is_swap_entry,
     is_swap_pmd,
     mm_pmd,
@@ -139,6 +140,9 @@ def copy_nonpresent_pte(cpu: Cpu, dst_mm: Mm, dst_pte: Entry, src_pte: Entry, vm
     Linux: mm/memory.c copy_one_pte, its branch for swap ptes
     """
     pte = src_pte.val.load()
+    if is_hwpoison_entry(pte):
+        set_entry(dst_pte, pte)
+        return 0
     if is_swap_entry(pte):
         swap_duplicate(cpu, pte_to_swp_entry(pte))
         dst_mm.rss[MM_SWAPENTS].add(1)

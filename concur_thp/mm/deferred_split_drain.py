@@ -23,6 +23,7 @@ from concur_thp.mm.page_lock import trylock_page, unlock_page
 from concur_thp.mm.page_ref import get_page_unless_zero
 from concur_thp.mm.split_huge_page import split_huge_page
 from concur_thp.mm.swap import put_page
+from concur_thp.mm.vmstat import Stat, mod_stat
 from concur_thp.sync.spinlock import spin_lock_irq, spin_unlock_irq
 
 SHRINK_STOP = -1
@@ -59,6 +60,7 @@ def deferred_split_scan(cpu: Cpu, nr_to_scan: int):
             split += split_huge_page(cpu, page) == 0
             unlock_page(cpu, page)
         put_page(cpu, page)
+    mod_stat(cpu, Stat.deferred_split_drained, split)
     spin_lock_irq(cpu, pgdat.split_queue_lock)
     splice_back(cpu)
     empty = pgdat.split_queue_head == NIL

@@ -10,5 +10,6 @@ EFAULT = 14
 EBUSY = 16
 EEXIST = 17
 EINVAL = 22
+EHWPOISON = 133
 
 ERRNO_NAMES = {value: name for name, value in list(globals().items()) if name[:1] == "E" and isinstance(value, int)}

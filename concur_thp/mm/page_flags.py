@@ -35,6 +35,7 @@ FLAG_NAMES = {value: name[3:] for name, value in list(globals().items()) if name
 
 PAGE_FLAGS_CHECK_AT_FREE = (
     1 << PG_locked | 1 << PG_lru | 1 << PG_active | 1 << PG_unevictable | 1 << PG_mlocked | 1 << PG_writeback
+    | 1 << PG_hwpoison
 )
 """None of these may be set on a page that goes back to the allocator."""
 
@@ -145,6 +146,12 @@ def PageSwapCache(page: Page):
 def page_anon_vma_nr(page: Page):
     """The anon_vma's number in `mapping` of an anon page."""
     return compound_head(page).mapping >> MAPPING_SHIFT
+
+
+@inline
+def PageHWPoison(page: Page):
+    """Is this very frame broken? Of each subpage by itself."""
+    return (page.flags.read() >> PG_hwpoison) & 1
 
 
 @inline

@@ -87,6 +87,11 @@ def is_swap_entry(entry: int):
 
 
 @inline
+def is_hwpoison_entry(entry: int):
+    return entry & _PAGE_HWPOISON != 0
+
+
+@inline
 def pmd_none(pmd: int):
     return pmd == 0
 

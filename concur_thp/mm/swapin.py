@@ -17,6 +17,7 @@ from concur_thp.mm.flags import (
     FAULT_FLAG_WRITE,
     GFP_HIGHUSER_MOVABLE,
     VM_FAULT_ERROR,
+    VM_FAULT_HWPOISON,
     VM_FAULT_MAJOR,
     VM_FAULT_OOM,
     VM_FAULT_RETRY,
@@ -28,6 +29,7 @@ from concur_thp.mm.migration_entry import migration_entry_wait
 from concur_thp.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, Entry, Mm, Page, Vma, mms
 from concur_thp.mm.page_alloc import alloc_page
 from concur_thp.mm.page_flags import (
+    PageHWPoison,
     PageSwapCache,
     PG_mlocked,
     PG_swapbacked,
@@ -38,7 +40,15 @@ from concur_thp.mm.page_flags import (
     page_to_pfn,
 )
 from concur_thp.mm.page_lock import lock_page, trylock_page, unlock_page, wait_on_page_locked
-from concur_thp.mm.pgtable import _PAGE_DIRTY, _PAGE_SOFT_DIRTY, is_migration_entry, pte_lockptr, pte_offset, set_entry
+from concur_thp.mm.pgtable import (
+    _PAGE_DIRTY,
+    _PAGE_SOFT_DIRTY,
+    is_hwpoison_entry,
+    is_migration_entry,
+    pte_lockptr,
+    pte_offset,
+    set_entry,
+)
 from concur_thp.mm.pte import mk_pte
 from concur_thp.mm.rmap import page_add_anon_rmap
 from concur_thp.mm.swap import activate_page, lru_cache_add, put_page
@@ -124,6 +134,8 @@ def do_swap_page(cpu: Cpu, vma: Vma, addr: int, pmd: Entry, orig_pte: int, flags
     if is_migration_entry(orig_pte):
         migration_entry_wait(cpu, mm, pmd, addr)
         return 0  # The access is tried again.
+    if is_hwpoison_entry(orig_pte):
+        return VM_FAULT_HWPOISON
     entry = pte_to_swp_entry(orig_pte)
     bug_on(cpu, entry <= 0 or entry >= swap_info.max, "do_swap_page: there is no such slot (values: address, pte)", addr,
            orig_pte)
@@ -140,7 +152,9 @@ def do_swap_page(cpu: Cpu, vma: Vma, addr: int, pmd: Entry, orig_pte: int, flags
         return fault | VM_FAULT_RETRY
     point(cpu, Point.SWAPIN_LOCKED)
     # While we waited another fault, or swapoff, may have taken it out of the cache, and the frame may be another page's.
-    if PageSwapCache(page) and page.private == entry:
+    if PageHWPoison(page) and not TestFlag(page, PG_uptodate):
+        fault = fault | VM_FAULT_HWPOISON  # It was broken in the cache: what the slot had is lost.
+    elif PageSwapCache(page) and page.private == entry:
         table = pmd.val.load()
         ptl = pte_lockptr(table)
         pte = pte_offset(table, addr)

@@ -26,9 +26,11 @@ from concur_thp.mm.page_flags import (
 from concur_thp.mm.page_lock import assert_page_locked
 from concur_thp.mm.pgtable import (
     _PAGE_ACCESSED,
+    _PAGE_HWPOISON,
     _PAGE_SOFT_DIRTY,
     entry_pfn,
     get_and_clear,
+    mk_entry,
     pte_dirty,
     pte_write,
     pte_young,
@@ -69,6 +71,9 @@ TTU_SPLIT_FREEZE = 0x100
 """Leave migration entries, of small pages."""
 TTU_SYNC = 0x200
 """Wait for zappers that have cleared an entry but not yet its mapcount (K3)."""
+TTU_HWPOISON = 0x400
+"""The page is broken: leave hwpoison entries. (A flag, as since v6.8: v4.20 looks at the page and so loses a whole THP that is
+split for its head.)"""
 
 
 @kernel
@@ -147,7 +152,10 @@ def unmap_pte(cpu: Cpu, page: Page, vma: Vma, pte: Entry, flags: int):
     # From the value that the exchange returned: hardware sets Dirty until then (X3).
     if pte_dirty(old):
         SetFlag(page, PG_dirty)
-    if flags & (TTU_MIGRATION | TTU_SPLIT_FREEZE):
+    if flags & TTU_HWPOISON:
+        mm.rss[mm_counter(page)].sub(1)
+        set_entry(pte, mk_entry(page_to_pfn(subpage), _PAGE_HWPOISON))
+    elif flags & (TTU_MIGRATION | TTU_SPLIT_FREEZE):
         set_entry(pte, make_migration_entry(subpage, pte_write(old)) | old & _PAGE_SOFT_DIRTY)
     elif PageAnon(page):
         if not unmap_to_swap_entry(cpu, mm, page, subpage, pte, old):
@@ -200,7 +208,7 @@ def set_pmd_migration_entry(cpu: Cpu, vma: Vma, addr: int, pmd: Entry, page: Pag
 
 
 __all__ = [
-    "TTU_BATCH_FLUSH", "TTU_IGNORE_ACCESS", "TTU_IGNORE_MLOCK", "TTU_MIGRATION", "TTU_RMAP_LOCKED",
+    "TTU_BATCH_FLUSH", "TTU_HWPOISON", "TTU_IGNORE_ACCESS", "TTU_IGNORE_MLOCK", "TTU_MIGRATION", "TTU_RMAP_LOCKED",
     "TTU_SPLIT_FREEZE", "TTU_SPLIT_HUGE_PMD", "TTU_SYNC", "remove_migration_pmd", "remove_migration_ptes",
     "remove_migration_range", "set_pmd_migration_entry", "try_to_unmap",
 ]

@@ -13,12 +13,13 @@ from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.tlb import tlb_fill_huge, tlb_fill_small, tlb_lookup
 from concur_thp.arch.trace import Tracepoint, trace
 from concur_thp.config import HPAGE_PMD_NR, PAGE_SHIFT, TASK_SIZE
-from concur_thp.mm.errno import EFAULT, ENOMEM
+from concur_thp.mm.errno import EFAULT, EHWPOISON, ENOMEM
 from concur_thp.mm.flags import (
     FAULT_FLAG_ALLOW_RETRY,
     FAULT_FLAG_WRITE,
     VM_ACCESS,
     VM_FAULT_ERROR,
+    VM_FAULT_HWPOISON,
     VM_FAULT_OOM,
     VM_FAULT_RETRY,
     VM_FAULT_SIGSEGV,
@@ -72,7 +73,7 @@ def user_load(cpu: Cpu, addr: int):
     """Load the word at `addr` as the program that runs in this CPU's mm.
 
     Context: user mode: nothing held. May sleep in a fault.
-    Return: 0 with the word in cpu.scratch[0]; -EFAULT (SIGSEGV, SIGBUS); -ENOMEM.
+    Return: 0 with the word in cpu.scratch[0]; -EFAULT (SIGSEGV, SIGBUS); -EHWPOISON (SIGBUS, the data is lost); -ENOMEM.
     Emulator: a load instruction.
     """
     ipi_poll(cpu)
@@ -92,7 +93,7 @@ def user_store(cpu: Cpu, addr: int, value: int):
     """Store a word at `addr` as the program that runs in this CPU's mm.
 
     Context: user mode: nothing held. May sleep in a fault.
-    Return: 0; -EFAULT (SIGSEGV, SIGBUS); -ENOMEM.
+    Return: 0; -EFAULT (SIGSEGV, SIGBUS); -EHWPOISON; -ENOMEM.
     Emulator: a store instruction.
     """
     ipi_poll(cpu)
@@ -112,7 +113,7 @@ def translate(cpu: Cpu, addr: int, write: int):
     """A TLB miss: walk, and fault until the walk succeeds. Its end is not followed by a poll.
 
     Context: as user_load().
-    Return: the entry, now in the TLB; -EFAULT; -ENOMEM.
+    Return: the entry, now in the TLB; -EFAULT; -EHWPOISON; -ENOMEM.
     Emulator: the part of an access between TLB miss and completion.
     """
     if addr < 0 or addr >= TASK_SIZE:
@@ -178,7 +179,7 @@ def do_user_addr_fault(cpu: Cpu, addr: int, error_code: int):
     """A page fault of a program.
 
     Context: nothing held; takes mmap_sem read. May sleep.
-    Return: 0: try the access again; -EFAULT (SIGSEGV, SIGBUS); -ENOMEM.
+    Return: 0: try the access again; -EFAULT (SIGSEGV, SIGBUS); -EHWPOISON; -ENOMEM.
     Linux: arch/x86/mm/fault.c __do_page_fault
     """
     mm = mms[cpu.context]
@@ -198,6 +199,8 @@ def do_user_addr_fault(cpu: Cpu, addr: int, error_code: int):
     trace(cpu, Tracepoint.page_fault_user, addr, error_code, fault)
     if fault & VM_FAULT_OOM:
         return -ENOMEM
+    if fault & VM_FAULT_HWPOISON:
+        return -EHWPOISON
     return -EFAULT if fault & VM_FAULT_ERROR else 0
 
 

@@ -74,9 +74,14 @@ class Stat(IntEnum):
     pgsteal_kswapd = 58
     pageoutrun = 59  # kswapd set to work
     scan_result = 60  # 60 + SCAN_*: what khugepaged's looks ended with
+    memory_failure = 92  # broken frames taken out of use
+    memory_unpoisoned = 93  # and given back
+    pfn_scan_got = 94  # references that the scanner of frames took
+    pfn_scan_missed = 95  # and did not get: free, frozen, or changed while it looked
+    deferred_split_drained = 96  # THPs split from the queue
 
 
-assert max(Stat) + 32 <= NR_VMSTAT
+assert max(Stat) < NR_VMSTAT
 
 
 @inline

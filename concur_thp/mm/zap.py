@@ -25,6 +25,7 @@ from concur_thp.mm.mmu_gather import (
 from concur_thp.mm.page_flags import PageAnon, PG_dirty, SetFlag
 from concur_thp.mm.pgtable import (
     get_and_clear,
+    is_hwpoison_entry,
     is_swap_entry,
     is_swap_pmd,
     mm_pmd,
@@ -166,6 +167,8 @@ def zap_nonpresent_pte(cpu: Cpu, mm: Mm, pte: Entry, value: int):
     Linux: mm/memory.c zap_pte_range, its branch for swap ptes
     """
     set_entry(pte, 0)
+    if is_hwpoison_entry(value):
+        return 0  # Its rss went when the page did.
     if is_swap_entry(value):
         mm.rss[MM_SWAPENTS].sub(1)
         free_swap_and_cache(cpu, pte_to_swp_entry(value))

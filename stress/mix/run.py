@@ -38,6 +38,7 @@ from concur_thp.mm.mm_types import Mm
 from concur_thp.mm.syscall import sys_brk, sys_madvise, sys_mmap, sys_mprotect, sys_mremap, sys_munmap
 from concur_thp.mm.uaccess import user_load, user_store
 from concur_thp.program.spaces import current_mm, enter_space, leave_space, replace_space
+from stress.mix.failure import mix_memory_failure
 from stress.mix.migrate import mix_compact, mix_migrate
 from stress.mix.mlock import mix_mlock
 from stress.mix.physical import mix_drain, mix_split_page
@@ -312,6 +313,8 @@ def mix_step(cpu: Cpu):
         status = mix_compact(cpu)
     elif op == MixOp.reclaim:
         mix_reclaim(cpu)
+    elif op == MixOp.memory_failure:
+        status = mix_memory_failure(cpu)
     elif op in (MixOp.mlock, MixOp.munlock):
         status = mix_mlock(cpu, op == MixOp.mlock)
     else:

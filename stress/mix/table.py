@@ -39,6 +39,7 @@ class MixOp(IntEnum):
     reclaim = 25
     mlock = 26
     munlock = 27
+    memory_failure = 28
 
 
 class MixRow(NamedTuple):
@@ -78,6 +79,7 @@ MIX_TABLE = (
     MixRow(MixOp.reclaim, 4, "age a few pages and reclaim a few, as direct reclaim would"),
     MixRow(MixOp.mlock, 4, "mlock a range, as far as the limit of an mm goes"),
     MixRow(MixOp.munlock, 6, "munlock a range"),
+    MixRow(MixOp.memory_failure, 1, "take the frame of a random address out of use as broken, or give one back"),
 )
 
 assert [row.op for row in MIX_TABLE] == list(MixOp)

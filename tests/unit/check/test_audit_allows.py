@@ -4,14 +4,16 @@ import pytest
 
 from concur_thp.check.audit import LAWS
 from concur_thp.mm.deferred_split import deferred_split_huge_page
+from concur_thp.mm.errno import EHWPOISON
 from concur_thp.mm.filemap import drop_caches
 from concur_thp.mm.flags import GFP_HIGHUSER_MOVABLE
 from concur_thp.mm.fork import exit_mm
+from concur_thp.mm.memory_failure import memory_failure
 from concur_thp.mm.mm_types import Page, mem_map, mms, pgdat
 from concur_thp.mm.page_alloc import alloc_page
 from concur_thp.mm.page_flags import PG_double_map
 from concur_thp.mm.pgtable import _PAGE_ACCESSED, _PAGE_RW
-from concur_thp.mm.swap import mark_page_accessed, put_page
+from concur_thp.mm.swap import lru_add_drain, mark_page_accessed, put_page
 from concur_thp.mm.syscall import sys_madvise, sys_mlock, sys_mprotect, sys_mremap, sys_munmap
 from concur_thp.mm.uaccess import user_load
 from concur_thp.mm.vmstat import Stat
@@ -54,6 +56,13 @@ def tails_of_a_page_with_many_references(scene):
 def page_in_a_pagevec(scene):
     mark_page_accessed(scene.cpu, scene.page(SMALL))
     scene.store(SMALL + 5 * PAGE)
+
+
+@looks_like("Q4")
+def broken_frame_that_nobody_maps(scene):
+    page = scene.page(SMALL)
+    lru_add_drain(scene.cpu)
+    assert memory_failure(scene.cpu, page) == 0 and user_load(scene.cpu, SMALL) == -EHWPOISON
 
 
 @looks_like("Q5")

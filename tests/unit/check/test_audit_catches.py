@@ -14,6 +14,7 @@ from concur_thp.config import MAX_ORDER
 from concur_thp.mm.deferred_split import undefer_split_huge_page
 from concur_thp.mm.filemap import drop_caches
 from concur_thp.mm.flags import GFP_HIGHUSER_MOVABLE, VM_WRITE
+from concur_thp.mm.memory_failure import memory_failure
 from concur_thp.mm.mm_types import (
     MM_ANONPAGES,
     MM_SWAPENTS,
@@ -137,6 +138,14 @@ def reference_leaked_on_a_thp(scene):
 @breaks("Q4")
 def reference_lost_on_a_small_page(scene):
     scene.page(FILE)._refcount.sub(1)
+
+
+@breaks("Q4")
+def broken_frame_that_lost_its_reference(scene):
+    lru_add_drain(scene.cpu)
+    page = scene.page(SMALL)
+    assert memory_failure(scene.cpu, page) == 0
+    page._refcount.add(1)
 
 
 @breaks("Q5")

@@ -1,0 +1,155 @@
+"""A scanner of frames on one CPU against splits, faults and frees on another (R22, R34-R36, Appendix B 13)."""
+
+import pytest
+
+from concur_thp.arch.cpu import Cpu, cpus
+from concur_thp.arch.irq import cpu_park, cpu_resume
+from concur_thp.arch.points import Point
+from concur_thp.check.audit import audit
+from concur_thp.config import HPAGE_PMD_NR, HPAGE_PMD_SIZE
+from concur_thp.machine import Machine
+from concur_thp.mm.flags import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE
+from concur_thp.mm.fork import mm_alloc, mmget, mmput, switch_to_mm
+from concur_thp.mm.mm_types import mem_map, mms
+from concur_thp.mm.page_flags import tail_page
+from concur_thp.mm.page_lock import lock_page, unlock_page
+from concur_thp.mm.page_ref import get_page, get_page_unless_zero, page_ref_count
+from concur_thp.mm.pgtable import entry_pfn, mm_pmd, pmd_trans_huge
+from concur_thp.mm.put_page import put_page
+from concur_thp.mm.split_huge_page import split_huge_page
+from concur_thp.mm.swap import lru_add_drain
+from concur_thp.mm.syscall import sys_mmap
+from concur_thp.mm.uaccess import user_load, user_store
+from concur_thp.mm.vmstat import Stat, vmstat
+from tests.litmus.held import run_held
+from tests.processes import run_all, run_until_bug
+from workers.scanner import scan_frame, scanner_turn
+
+START = 64
+
+
+class Thp:
+    """A mm with one huge page."""
+
+    def __init__(self, machine: Machine):
+        self.machine, self.addr, cpu = machine, START * int(HPAGE_PMD_SIZE), machine.cpu(0)
+        cpu_resume(cpu)
+        self.mm = mms.index(mm_alloc(cpu))
+        switch_to_mm(cpu, self.mm)
+        self.map(cpu)
+        pmd = mm_pmd(mms[self.mm], self.addr).val.load()
+        assert pmd_trans_huge(pmd)
+        self.head = mem_map[entry_pfn(pmd)]
+        switch_to_mm(cpu, 0)
+        cpu_park(cpu)
+
+    def map(self, cpu: Cpu) -> None:
+        flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
+        assert sys_mmap(cpu, self.addr, int(HPAGE_PMD_SIZE), PROT_READ | PROT_WRITE, flags, 0, 0) == self.addr
+        assert user_store(cpu, self.addr, 7) == 0
+
+    def split(self, cpu: Cpu, i: int) -> bool:
+        """By way of subpage i."""
+        page = tail_page(self.head, i)
+        cpu_resume(cpu)
+        get_page(cpu, page)
+        lock_page(cpu, page)
+        done = split_huge_page(cpu, page)
+        unlock_page(cpu, page)
+        put_page(cpu, page)
+        cpu_park(cpu)
+        return bool(done == 0)
+
+    def finish(self) -> None:
+        cpu = self.machine.cpu(0)
+        cpu_resume(cpu)
+        switch_to_mm(cpu, self.mm)
+        assert user_load(cpu, self.addr) == 0 and cpu.scratch[0] == 7
+        switch_to_mm(cpu, 0)
+        lru_add_drain(cpu)
+        assert not audit(self.machine.config).violations
+        mmput(cpu, mms[self.mm])
+        cpu_park(cpu)
+
+
+@pytest.fixture(params=[9, 3])
+def thp(request):
+    with Machine(memory="64M" if request.param == 9 else "4M", order=request.param, cpus=2) as machine:
+        yield Thp(machine)
+
+
+def test_a_frozen_page_gives_no_references(thp) -> None:
+    """Neither the head nor any tail, however the scanner comes to it: and so the split succeeds."""
+    def scan(cpu: Cpu) -> bool:
+        frames = [tail_page(thp.head, i) for i in range(HPAGE_PMD_NR)]
+        cpu_resume(cpu)
+        found = sum(scan_frame(cpu, page) + get_page_unless_zero(page) for page in frames)
+        cpu_park(cpu)
+        return found == 0
+
+    assert run_held(thp.machine, lambda cpu: thp.split(cpu, 3), Point.SPLIT_PAGE_FROZEN, scan, lambda: False) == [0, 0]
+    assert vmstat()["thp_split_page"] == 1 and vmstat()["pfn_scan_missed"] == HPAGE_PMD_NR
+    thp.finish()
+
+
+def test_a_reference_before_the_freeze_makes_the_split_fail_and_stays_with_the_head(thp) -> None:
+    def scan(cpu: Cpu) -> bool:
+        cpu_resume(cpu)
+        got = get_page_unless_zero(thp.head)
+        cpu_park(cpu)
+        return got == 1
+
+    statuses = run_held(thp.machine, lambda cpu: thp.split(cpu, 3), Point.SPLIT_PAGE_UNMAPPED, scan, lambda: False)
+    assert statuses == [1, 0] and vmstat()["thp_split_page_failed"] == 1
+    assert page_ref_count(thp.head) == HPAGE_PMD_NR + 1, "a pte each, and the scanner's"
+    put_page(thp.machine.cpu(1), thp.head)
+    thp.finish()
+
+
+def test_scans_and_splits_together(thp) -> None:
+    """Many rounds at full speed; the scanner's own checks and the audit judge."""
+    rounds = 60
+
+    def split_and_fault(cpu: Cpu) -> bool:
+        mmget(mms[thp.mm])
+        split = 0
+        for _ in range(rounds):
+            cpu_resume(cpu)
+            switch_to_mm(cpu, thp.mm)
+            thp.map(cpu)  # Over the old one, whose table goes too: the next page is huge again.
+            thp.head = mem_map[entry_pfn(mm_pmd(mms[thp.mm], thp.addr).val.load())]
+            switch_to_mm(cpu, 0)
+            split += thp.split(cpu, 5)
+        mmput(cpu, mms[thp.mm])
+        cpu.ops = 1
+        return split > 0
+
+    def scan(cpu: Cpu) -> None:
+        while cpus[0].ops == 0:
+            scanner_turn(cpu)
+
+    run_all(thp.machine, split_and_fault, scan)
+    assert cpus[1].vmstat[int(Stat.pfn_scan_got)] > 0 and cpus[1].vmstat[int(Stat.pfn_scan_missed)] > 0
+    thp.finish()
+
+
+def test_a_tail_with_a_reference_is_seen(thp) -> None:
+    """R22 broken: a tail that keeps one."""
+    tail_page(thp.head, 3)._refcount.add(1)
+
+    def scan(cpu: Cpu) -> None:
+        cpu_resume(cpu)
+        scan_frame(cpu, tail_page(thp.head, 3))
+
+    assert "R22: a tail gave a reference" in run_until_bug(thp.machine, scan, 1)
+
+
+def test_a_tail_of_another_head_is_seen(thp) -> None:
+    """I12 broken."""
+    tail_page(thp.head, 3).compound_head = 0
+
+    def scan(cpu: Cpu) -> None:
+        cpu_resume(cpu)
+        scan_frame(cpu, thp.head)
+
+    assert "I12" in run_until_bug(thp.machine, scan, 1)
