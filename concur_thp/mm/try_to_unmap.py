@@ -153,8 +153,7 @@ def unmap_pte(cpu: Cpu, page: Page, vma: Vma, pte: Entry, flags: int):
     if pte_dirty(old):
         SetFlag(page, PG_dirty)
     if flags & TTU_HWPOISON:
-        mm.rss[mm_counter(page)].sub(1)
-        set_entry(pte, mk_entry(page_to_pfn(subpage), _PAGE_HWPOISON))
+        unmap_to_hwpoison_entry(mm, page, subpage, pte)
     elif flags & (TTU_MIGRATION | TTU_SPLIT_FREEZE):
         set_entry(pte, make_migration_entry(subpage, pte_write(old)) | old & _PAGE_SOFT_DIRTY)
     elif PageAnon(page):
@@ -165,6 +164,13 @@ def unmap_pte(cpu: Cpu, page: Page, vma: Vma, pte: Entry, flags: int):
     page_remove_rmap(cpu, subpage, 0)
     put_page(cpu, page)  # Not the last one: the caller has one.
     return 1
+
+
+@inline
+def unmap_to_hwpoison_entry(mm: Mm, page: Page, subpage: Page, pte: Entry):
+    """What follows a pte of a broken page: accesses end with SIGBUS."""
+    mm.rss[mm_counter(page)].sub(1)
+    set_entry(pte, mk_entry(page_to_pfn(subpage), _PAGE_HWPOISON))
 
 
 @kernel
