@@ -5,7 +5,7 @@ belong to the CPUs of those numbers, SETUP and CHECK to whoever prepares and loo
 native call; what it does depends on nothing but the machine, the rows, and on what other CPUs do meanwhile.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -89,7 +89,7 @@ step_rows = SharedArray("step_rows", StepSlot, lambda c: MAX_ROWS)
 step_programs = SharedArray("step_programs", StepProgram, lambda c: NR_CPUS + 2)
 
 
-def load_programs(programs: dict[int, Iterable[Step]]) -> dict[int, slice]:
+def load_programs(programs: Mapping[int, Iterable[Step]]) -> dict[int, slice]:
     """Put programs, by number, into the segment; returns where the rows of each are. Others have no rows afterwards."""
     places: dict[int, slice] = {}
     at = 0

@@ -86,6 +86,33 @@ def test_stress_refuses_bad_input_before_it_begins(capsys, monkeypatch, tmp_path
     assert out == "" and said in err and err.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("arguments, said", [
+    (["run"], "Missing argument"), (["run", "31"], "pass a number from 1 to 30"), (["run", "nothing"], "no race 'nothing'"),
+    (["run", "1", "--order", "4"], "'4'"), (["run", "1", "--cpus", "9"], "pass 1 to 8"),
+    (["run", "1", "--seconds", "0"], "above 0"),
+    (["run", "1", "--json", "/"], "a directory"), (["walk"], "walk"), (["--json", "/nowhere/x"], "existing directory"),
+])
+def test_races_refuses_bad_input_before_it_begins(capsys, monkeypatch, tmp_path, arguments, said):
+    from stress.scenarios.cli import races
+
+    monkeypatch.setitem(cli.cli.commands, "races", races)
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["races", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and said in err and err.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_races_lists_every_pair(capsys, monkeypatch):
+    from stress.scenarios.cli import races
+
+    monkeypatch.setitem(cli.cli.commands, "races", races)
+    assert cli.run(["races", "--json", "-"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert [row["number"] for row in data["pairs"]] == list(range(1, 31)) and len(data["scenarios"]) > 30
+    assert cli.run(["races"]) == 0
+    assert "fault_vs_collapse" in capsys.readouterr().out
+
+
 def test_doctor_json_on_standard_output_is_alone():
     result = run("doctor", "--json", "-")
     facts = json.loads(result.stdout)

@@ -1,0 +1,1 @@
+"""Scenarios: the races of semantics' Appendix B as programs, each with every outcome that it may have."""

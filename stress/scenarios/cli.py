@@ -1,0 +1,49 @@
+"""The command `races`, plugged into `concur-thp` (see pyproject.toml)."""
+
+import click
+
+from concur_thp import options
+from concur_thp.output import result_console, write_json
+
+
+@click.group(invoke_without_command=True)
+@options.json_option()
+@options.quiet_option()
+@click.pass_context
+def races(ctx: click.Context, json_path: str, quiet: bool) -> int:
+    """List the races of Appendix B and the scenarios that play them; `races run` plays them."""
+    if ctx.invoked_subcommand is not None:
+        return 0
+    from stress.scenarios.registry import PAIRS, SCENARIOS
+
+    out = result_console(quiet, json_path)
+    for number, pair in PAIRS.items():
+        played = [s for s in SCENARIOS.values() if number in s.pairs]
+        out.print(f"{number:2}  {pair}")
+        for scenario in played:
+            size = f"{len(scenario.cpus)} CPUs, {len(scenario.outcomes)} outcomes"
+            out.print(f"    {scenario.name:24} {size}: {scenario.meaning}")
+    write_json(json_path, {"pairs": [{"number": n, "pair": p} for n, p in PAIRS.items()],
+                           "scenarios": [s.json for s in SCENARIOS.values()]})
+    return 0
+
+
+@races.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME|NUMBER|all...")
+@click.option("--seconds", type=options.Seconds(), default=5.0, show_default=True, help="How long each race is played.")
+@click.option("--chaos", is_flag=True, help="Then as long again with CPUs delayed at random points, seeded.")
+@click.option("--order", type=click.Choice(("3", "9")), default="3", show_default=True, help="Order of a huge page.")
+@options.cpus_option(1, 8, "more than a race has are bystanders, fewer count as what it has")
+@options.seed_option()
+@click.option("--run-dir", metavar="DIR", default="runs", show_default=True, help="Where runs keep what they found.")
+@options.json_option()
+@options.quiet_option()
+def run(names: tuple[str, ...], order: str, json_path: str, **given: object) -> int:
+    """Play races round after round; every round must end in one of the outcomes that are possible.
+
+    A race is a scenario's NAME, or the NUMBER of a pair of Appendix B: all scenarios that play it.
+    """
+    from stress.scenarios.registry import find
+    from stress.scenarios.run import RaceOptions, run_races
+
+    return run_races(RaceOptions(scenarios=tuple(find(names)), order=int(order), json=json_path, **given))  # type: ignore[arg-type]

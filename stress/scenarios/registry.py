@@ -1,0 +1,64 @@
+"""All scenarios by name, and the pairs of Appendix B that they play."""
+
+from concur_thp.errors import Misuse
+from stress.scenarios import collapses, faults, moves, pressure, splits, zap
+from stress.scenarios.scenario import Scenario
+
+SCENARIOS: dict[str, Scenario] = {
+    scenario.name: scenario
+    for module in (faults, zap, splits, collapses, moves, pressure)
+    for scenario in module.SCENARIOS
+}
+
+PAIRS = {
+    1: "fault and fault on one empty pmd",
+    2: "huge read fault and huge write fault",
+    3: "DONTNEED and huge fault",
+    4: "DONTNEED and mprotect of the whole",
+    5: "partial DONTNEED and partial DONTNEED of one huge page",
+    6: "pmd split and fork",
+    7: "pmd split in two mms at once",
+    8: "pmd split in one mm and the test for reuse in another",
+    9: "split_huge_page and a fault on one of its entries",
+    10: "split_huge_page and fork",
+    11: "split_huge_page and mprotect",
+    12: "split_huge_page and zap",
+    13: "split_huge_page and gup-fast or a scanner's get",
+    14: "split_huge_page and the last put elsewhere",
+    15: "deferred split and free",
+    16: "deferred split and a second queueing of the same page",
+    17: "collapse and fault, get_user_pages, gup-fast",
+    18: "collapse and reclaim or migration of one of its pages",
+    19: "collapse and exit",
+    20: "collapse and munmap or mremap between its windows",
+    21: "migration and a pin, fork, munmap",
+    22: "mremap and an rmap walk",
+    23: "the huge zero page: shrink and get",
+    24: "exit of the parent and COW of the child",
+    25: "swap out of a huge page and a write fault",
+    26: "MADV_FREE and a write",
+    27: "retract_page_tables and a private COW fault",
+    28: "mlock and fork or pmd split",
+    29: "khugepaged_exit and the scan of the same mm",
+    30: "two unmappings, or truncation and munmap, of a file",
+}
+"""Appendix B of the semantics, in short."""
+
+
+def find(names: tuple[str, ...]) -> list[Scenario]:
+    """Scenarios by name, by number of a pair, or `all`; each once, in the order of the registry."""
+    wanted: set[str] = set()
+    for name in names:
+        if name == "all":
+            wanted |= SCENARIOS.keys()
+        elif name.isdigit() and int(name) in PAIRS:
+            wanted |= {s.name for s in SCENARIOS.values() if int(name) in s.pairs}
+        elif name in SCENARIOS:
+            wanted.add(name)
+        else:
+            raise Misuse(f"there is no race {name!r}: pass a number from 1 to {max(PAIRS)}, `all`, or one of "
+                         f"{', '.join(SCENARIOS)}")
+    return [scenario for name, scenario in SCENARIOS.items() if name in wanted]
+
+
+__all__ = ["PAIRS", "SCENARIOS", "find"]
