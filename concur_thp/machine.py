@@ -19,9 +19,10 @@ from concur_thp.arch.checked import map_dirty
 from concur_thp.arch.cpu import Cpu, CpuState, cpus
 from concur_thp.arch.futex import init_timespecs
 from concur_thp.arch.linker import Kernel, redirect
-from concur_thp.arch.listen import LISTEN_CHAOS, LISTEN_CHECK, check_hook
+from concur_thp.arch.listen import LISTEN_ACCOUNT, LISTEN_CHAOS, LISTEN_CHECK, check_hook
 from concur_thp.arch.system import bind, layout, system
 from concur_thp.check import instant
+from concur_thp.check.accounts import open_accounts
 from concur_thp.config import MachineConfig, Param, parse_size
 from concur_thp.errors import EmulatorError, Misuse
 from concur_thp.mm.huge_zero import init_huge_zero
@@ -116,10 +117,13 @@ class Machine:
         system.chaos_short, system.chaos_long = short, long
         system.listen.or_(LISTEN_CHAOS)
 
-    def listen_checks(self) -> None:
-        """Check instant invariants at sampled points from now on; before the CPU processes are forked."""
+    def listen_checks(self, every: int = instant.CHECK_EVERY) -> None:
+        """Check instant invariants from now on, at one in `every` of the frequent points (1: at all) and at all others,
+        and account for every reference. Before the CPU processes are forked, all CPUs at rest."""
+        instant.checking.every = every
+        open_accounts(self.config)
         redirect(check_hook, instant.check_sampled)
-        system.listen.or_(LISTEN_CHECK)
+        system.listen.or_(LISTEN_CHECK | LISTEN_ACCOUNT)
 
     def cpu(self, number: int = 0) -> Cpu:
         """CPU `number`, to be run by this process."""

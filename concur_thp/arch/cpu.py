@@ -111,6 +111,7 @@ class Cpu(Struct, align=64):
     lock_stat = embed(LockStat, "by lock class", count=NR_LOCK_CLASSES)
     vmstat = field(I64, "cpu", "this CPU's share of each counter", count=NR_VMSTAT)
     ring_next = field(I64, "cpu", "number of the next event")
+    check_with = field(I64, "cpu", "what goes with the subject of a check_point_with()")
     scratch = field(I64, "cpu", "room for results that do not fit a register", count=8)
 
 

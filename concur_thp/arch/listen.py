@@ -16,6 +16,7 @@ from concur_thp.arch.system import system
 LISTEN_CHAOS = 1
 LISTEN_CHECK = 2
 LISTEN_HOLD = 4
+LISTEN_ACCOUNT = 8
 """Bits of `system.listen`."""
 FREE_BUDGET = 1 << 62
 """Points a CPU passes in a free run before anybody is asked."""
@@ -73,6 +74,14 @@ def sched_point(cpu: Cpu):
 def check_point(cpu: Cpu, where: int, subject: int):
     """A place where an instant invariant can be checked: about to release a lock, to free a page, back in user mode."""
     if system.listen.read() & LISTEN_CHECK:
+        check_hook(cpu, where, subject)
+
+
+@inline
+def check_point_with(cpu: Cpu, where: int, subject: int, other: int):
+    """A place whose check needs two things."""
+    if system.listen.read() & LISTEN_CHECK:
+        cpu.check_with = other
         check_hook(cpu, where, subject)
 
 

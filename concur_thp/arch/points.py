@@ -14,9 +14,9 @@ class Point(IntEnum):
     NONE = 0
     USER = 1  # outside the kernel
     SPIN_LOCK = 2  # about to take a spinlock
-    SPIN_UNLOCK = 3  # just released a spinlock
+    SPIN_UNLOCK = 3  # just released a spinlock; to checks: about to be released
     DOWN_READ = 4  # about to take a rwsem for reading
-    UP_READ = 5
+    UP_READ = 5  # just released; to checks: about to be released
     DOWN_WRITE = 6
     UP_WRITE = 7
     LOCK_PAGE = 8  # about to take a page lock
@@ -89,4 +89,12 @@ class Point(IntEnum):
     COMPACT_ISOLATED = 124  # pages taken off the LRU by the migrate scanner
     MIGRATE_PFN_HEAD = 125  # migrate_pfn: the frame's head has been read, no reference yet
     MEMORY_FAILURE_UNMAPPED = 126  # a broken page is mapped nowhere any more, still locked
+    GUP_PINNED = 130  # get_user_pages: a page is pinned and about to be handed out
+    PAGE_FROZEN = 131  # page_ref_freeze() has just succeeded
+    PAGE_THAW = 132  # frozen references about to be given back; of a split the tail is one no more
+    HUGE_PMD_SET = 133  # a huge pmd was just written; its ptl held
+    TABLE_SEEN = 134  # mmap_sem held, a pmd was found to be a table and is about to be used
+    ANON_RMAP_MOVED = 135  # reuse: the page is about to get this vma's own anon_vma
+    LRU_ISOLATED = 136  # isolate_lru_page: off the LRU, with a reference
+    EXIT_MMAP_DONE = 137  # exit_mmap: no table left
     HUNG = 127  # set by nobody: the watcher's word for "did not move"

@@ -14,6 +14,7 @@ from concur_thp.arch.struct import I64, Struct, field
 from concur_thp.check.views import view
 from concur_thp.config import NR_CPUS
 from concur_thp.mm.mm_types import PAGE_TYPE_NONE, PAGE_TYPE_RESERVED, Page, mem_map
+from concur_thp.mm.page_account import PIN, account
 from concur_thp.mm.page_flags import PageHead, PageTail, compound_head, page_to_pfn
 from concur_thp.mm.put_page import put_page
 
@@ -72,6 +73,7 @@ def declare_pin(cpu: Cpu, number: int, pfn: int):
     pin.huge = PageHead(head)
     pin.page_type = head.page_type
     pin.pinned = pfn + 1
+    account(cpu, head, PIN)
     bug_on(cpu, head.page_type not in (PAGE_TYPE_NONE, PAGE_TYPE_RESERVED),
            "a pin of a page that is no user's (values: pfn, page type)", pfn, head.page_type)
     check_pin(cpu, number)
@@ -123,6 +125,7 @@ def unpin(cpu: Cpu, number: int):
     check_pin(cpu, number)
     page = pin_page(pin_row(cpu, number))
     pin_row(cpu, number).pinned = 0
+    account(cpu, compound_head(page), -PIN)
     put_page(cpu, page)
 
 

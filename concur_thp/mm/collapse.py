@@ -9,7 +9,7 @@ from concur_thp.arch.bug import bug_on
 from concur_thp.arch.builtins import smp_wmb
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
-from concur_thp.arch.listen import point
+from concur_thp.arch.listen import check_point, check_point_with, point
 from concur_thp.arch.points import Point
 from concur_thp.arch.trace import Tracepoint, trace
 from concur_thp.config import HPAGE_PMD_NR, PAGE_SHIFT
@@ -95,6 +95,7 @@ def collapse_into(cpu: Cpu, mm: Mm, address: int, referenced: int, new_page: Pag
     result = hugepage_vma_revalidate(cpu, mm, address)
     if result == Scan.SCAN_SUCCEED:
         point(cpu, Point.COLLAPSE_WRITE)
+        check_point(cpu, Point.COLLAPSE_WRITE, mm)
         if mm_find_pmd(mm, address) != pmd:
             result = Scan.SCAN_FAIL
         else:
@@ -163,9 +164,11 @@ def collapse_pmd(cpu: Cpu, mm: Mm, vma: Vma, address: int, pmd: Entry, new_page:
     # 3.28.3.8: every page is locked and its pte unreachable, so rmap walks can do no harm any more.
     anon_vma_unlock_write(cpu, anon_vma)
     point(cpu, Point.COLLAPSE_ISOLATED)
+    check_point_with(cpu, Point.COLLAPSE_ISOLATED, pmd, table)
     __collapse_huge_page_copy(cpu, mm, table, new_page)
     __SetPageUptodate(new_page)
     point(cpu, Point.COLLAPSE_COPIED)
+    check_point_with(cpu, Point.COLLAPSE_COPIED, pmd, table)
     collapse_install(cpu, mm, vma, address, pmd, table, new_page)
     point(cpu, Point.COLLAPSE_DONE)
     return Scan.SCAN_SUCCEED
@@ -195,5 +198,6 @@ def collapse_install(cpu: Cpu, mm: Mm, vma: Vma, address: int, pmd: Entry, table
     map_new_huge_page(cpu, vma, address, new_page)
     pgtable_trans_huge_deposit(cpu, mm, pmd, table)
     set_entry(pmd, new_anon_pmd(new_page, vma))
+    check_point_with(cpu, Point.HUGE_PMD_SET, vma, address)
     spin_unlock(cpu, pmd_ptl)
     count_vm_event(cpu, Stat.khugepaged_pages_collapsed)

@@ -178,7 +178,7 @@ def copy_one_pte(cpu: Cpu, dst_mm: Mm, dst_pte: Entry, src_pte: Entry, vma: Vma,
     if page:
         # The reference first: rc >= mappings at every instant (I3).
         get_page(cpu, page)
-        page_dup_rmap(page, 0)
+        page_dup_rmap(cpu, page, 0)
         counter = mm_counter(page)
         anon = counter == MM_ANONPAGES
         if not anon:

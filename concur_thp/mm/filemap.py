@@ -31,6 +31,7 @@ from concur_thp.mm.mm_types import (
     mm_globals,
     pools,
 )
+from concur_thp.mm.page_account import CACHE, account
 from concur_thp.mm.page_alloc import alloc_page
 from concur_thp.mm.page_flags import PG_swapbacked, PG_uptodate, SetFlag, TestFlag, compound_head, page_to_pfn
 from concur_thp.mm.page_lock import lock_page, trylock_page, unlock_page
@@ -121,6 +122,7 @@ def add_to_page_cache(cpu: Cpu, file: int, page: Page, index: int):
         page.mapping = 0
         put_page(cpu, page)
         return -EEXIST
+    account(cpu, page, CACHE)
     smp_wmb()  # mapping, index and PG_locked before the slot: find_get_page() on another CPU holds no lock.
     slot.value = page_to_pfn(page) + 1
     mapping.nrpages = mapping.nrpages + 1
@@ -144,6 +146,7 @@ def __delete_from_page_cache(cpu: Cpu, page: Page):
     bug_on(cpu, slot.value != page_to_pfn(page) + 1, "delete_from_page_cache: not in its slot (values: pfn, file)",
            page_to_pfn(page), file)
     slot.value = 0
+    account(cpu, page, -CACHE)
     mapping.nrpages = mapping.nrpages - 1
     page.mapping = 0
     mod_stat(cpu, Stat.NR_FILE_PAGES, -1)

@@ -3,7 +3,7 @@
 from concur_thp.arch.bug import bug_on
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
-from concur_thp.arch.listen import point
+from concur_thp.arch.listen import check_point, check_point_with, point
 from concur_thp.arch.points import Point
 from concur_thp.config import HPAGE_PMD_NR, PAGE_SHIFT
 from concur_thp.mm.errno import EBUSY, EFAULT
@@ -210,6 +210,7 @@ def follow_trans_huge_pmd(cpu: Cpu, vma: Vma, addr: int, pmd: Entry, flags: int)
     page = tail_page(head, (addr >> PAGE_SHIFT) & (HPAGE_PMD_NR - 1))  # R5
     if flags & FOLL_GET:
         get_page(cpu, page)
+        check_point(cpu, Point.GUP_PINNED, page)
     return int(page)
 
 
@@ -243,6 +244,7 @@ def follow_page_pte(cpu: Cpu, vma: Vma, addr: int, pmd: Entry, flags: int):
         pmdval = pmd.val.load()
         if not pmd_table(pmdval):  # none, or huge again, since the caller looked
             return no_page_table(vma, flags)
+        check_point_with(cpu, Point.TABLE_SEEN, pmd, vma)
         ptl = pte_lockptr(pmdval)
         spin_lock(cpu, ptl)
         pte = pte_offset(pmdval, addr).val.load()
@@ -282,6 +284,7 @@ def use_pte_page(cpu: Cpu, vma: Vma, pte: int, page: Page, flags: int):
     """Take the reference and leave the marks that the flags ask for; pte ptl held."""
     if flags & FOLL_GET:
         get_page(cpu, page)
+        check_point(cpu, Point.GUP_PINNED, page)
     if flags & FOLL_TOUCH:
         if flags & FOLL_WRITE and not pte_dirty(pte) and not TestFlag(page, PG_dirty):
             SetFlag(page, PG_dirty)  # set_page_dirty

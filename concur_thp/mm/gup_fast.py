@@ -11,13 +11,14 @@ from concur_thp.arch.bug import bug_on
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.irq import local_irq_disable, local_irq_enable
 from concur_thp.arch.linker import inline, kernel
-from concur_thp.arch.listen import point
+from concur_thp.arch.listen import check_point, point
 from concur_thp.arch.points import Point
 from concur_thp.config import HPAGE_PMD_NR, PAGE_MASK, PAGE_SHIFT, TASK_SIZE
 from concur_thp.mm.errno import EFAULT
 from concur_thp.mm.flags import FOLL_WRITE
 from concur_thp.mm.gup import get_user_pages_unlocked
 from concur_thp.mm.mm_types import Entry, Mm, Page, Slot, mem_map, mms
+from concur_thp.mm.page_account import account_get
 from concur_thp.mm.page_flags import PG_referenced, SetFlag, compound_head, page_to_pfn
 from concur_thp.mm.page_ref import get_page_unless_zero
 from concur_thp.mm.pgtable import (
@@ -114,6 +115,8 @@ def page_cache_add_speculative(head: Page, refs: int):
         now = head._refcount.cas(seen, seen + refs)
         taken = now == seen
         seen = now
+    if taken:
+        account_get(head, refs)
     return taken
 
 
@@ -139,6 +142,7 @@ def gup_huge_pmd(cpu: Cpu, orig: int, pmdp: Entry, addr: int, refs: int, pages: 
         for _ in range(refs):
             put_page(cpu, head)
         return 0
+    check_point(cpu, Point.GUP_PINNED, head)
     SetFlag(head, PG_referenced)
     return refs
 
@@ -169,6 +173,7 @@ def gup_pte_range(cpu: Cpu, pmd: int, addr: int, asked: int, need: int, pages: S
         # A split of the page freezes only after its unmap has flushed, so waited for us.
         bug_on(cpu, compound_head(page) != head, "gup_fast: split under a mapped pte (values: pfn, pte)",
                page_to_pfn(page), pte)
+        check_point(cpu, Point.GUP_PINNED, page)
         SetFlag(head, PG_referenced)
         slot_at(pages, done).value = page_to_pfn(page)
         done += 1

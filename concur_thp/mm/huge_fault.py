@@ -7,7 +7,7 @@ decides who of several faulting CPUs installs its page. The losers free theirs, 
 from concur_thp.arch.bug import bug_on
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
-from concur_thp.arch.listen import point
+from concur_thp.arch.listen import check_point_with, point
 from concur_thp.arch.points import Point
 from concur_thp.config import HPAGE_PMD_MASK, HPAGE_PMD_NR, HPAGE_PMD_ORDER, HPAGE_PMD_SIZE
 from concur_thp.mm.anon_vma import anon_vma_prepare
@@ -106,6 +106,7 @@ def __do_huge_pmd_anonymous_page(cpu: Cpu, vma: Vma, haddr: int, pmd: Entry, pag
     map_new_huge_page(cpu, vma, haddr, page)
     pgtable_trans_huge_deposit(cpu, mm, pmd, table)
     set_entry(pmd, new_anon_pmd(page, vma))
+    check_point_with(cpu, Point.HUGE_PMD_SET, vma, haddr)
     mm.rss[MM_ANONPAGES].add(HPAGE_PMD_NR)
     mm.nr_ptes.add(1)
     spin_unlock(cpu, ptl)

@@ -8,7 +8,7 @@ operations on one huge pmd stand in their own files and are named here too, as i
 from concur_thp.arch.bug import bug_on
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
-from concur_thp.arch.listen import point
+from concur_thp.arch.listen import check_point_with, point
 from concur_thp.arch.points import Point
 from concur_thp.arch.trace import Tracepoint, trace
 from concur_thp.config import HPAGE_PMD_MASK, HPAGE_PMD_NR, HPAGE_PMD_SIZE
@@ -121,6 +121,7 @@ def change_huge_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, newprot: int):
         bug_on(cpu, vma_is_anonymous(vma) and pte_write(entry), "mprotect made an anon pmd writable (value: pmd)",
                entry, addr)
         set_entry(pmd, entry)
+        check_point_with(cpu, Point.HUGE_PMD_SET, vma, addr)
         changed = HPAGE_PMD_NR
     spin_unlock(cpu, ptl)
     return changed

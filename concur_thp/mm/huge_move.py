@@ -96,7 +96,7 @@ def copy_anon_pmd(cpu: Cpu, dst_mm: Mm, dst_pmd: Entry, src_pmd: Entry, table: i
     page = mem_map[entry_pfn(pmd)]
     bug_on(cpu, not PageHead(page), "huge pmd of a page that is no head (value: pfn)", entry_pfn(pmd), pmd)
     get_page(cpu, page)
-    page_dup_rmap(page, 1)
+    page_dup_rmap(cpu, page, 1)
     # Atomic: the parent's other threads are running, and their hardware sets Accessed and Dirty.
     ptep_set_wrprotect(src_pmd)
     add_huge_pmd(cpu, dst_mm, dst_pmd, table, pmd & ~(_PAGE_RW | _PAGE_ACCESSED))

@@ -15,6 +15,7 @@ from concur_thp.mm.filemap import mm_counter_file
 from concur_thp.mm.flags import VM_WRITE
 from concur_thp.mm.huge_entry import is_huge_zero_pmd, vma_is_anonymous
 from concur_thp.mm.mm_types import Entry, Mm, Page, Vma, mem_map, mms, pgdat
+from concur_thp.mm.page_account import MAP, account
 from concur_thp.mm.page_flags import (
     PageHead,
     PG_dirty,
@@ -153,6 +154,7 @@ def split_huge_anon_pmd(cpu: Cpu, mm: Mm, vma: Vma, haddr: int, pmd: Entry, free
     for i in range(HPAGE_PMD_NR):  # C.5
         set_split_pte(cpu, table, i, first + mk_entry(i, 0))
         tail_page(page, i)._mapcount.add(1)
+    account(cpu, page, (HPAGE_PMD_NR - 1) * MAP)  # The same step for the entries: one goes, N come.
     move_compound_mapcount(cpu, page)
     point(cpu, Point.SPLIT_PMD_REFS)
     # C.8: the populate is a release: who sees the table sees the ptes, and not the zeroes before them (X2).

@@ -8,7 +8,7 @@ itself alone and write the page that CPUs of this mm still read through their TL
 from concur_thp.arch.bug import bug_on
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
-from concur_thp.arch.listen import point
+from concur_thp.arch.listen import check_point_with, point
 from concur_thp.arch.points import Point
 from concur_thp.arch.shared import SharedArray
 from concur_thp.config import HPAGE_PMD_MASK, HPAGE_PMD_NR, NR_CPUS, PAGE_SIZE
@@ -146,6 +146,7 @@ def wp_huge_copy(cpu: Cpu, vma: Vma, haddr: int, pmd: Entry, orig_pmd: int, page
     point(cpu, Point.WP_HUGE_FLUSHED)
     map_new_huge_page(cpu, vma, haddr, new_page)
     set_entry(pmd, new_anon_pmd(new_page, vma))  # the deposited table now belongs to this entry
+    check_point_with(cpu, Point.HUGE_PMD_SET, vma, haddr)
     if page:
         # 3.6.9: only now. No CPU of this mm reads the old page any more, so another mm may find it its own.
         page_remove_rmap(cpu, page, 1)

@@ -6,7 +6,7 @@ cursor is on it waits for mmap_sem, and finds khugepaged gone: every look here a
 
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
-from concur_thp.arch.listen import point
+from concur_thp.arch.listen import check_point, point
 from concur_thp.arch.points import Point
 from concur_thp.arch.trace import Tracepoint, trace
 from concur_thp.config import HPAGE_PMD_MASK, HPAGE_PMD_NR, HPAGE_PMD_SIZE
@@ -96,6 +96,7 @@ def khugepaged_scan_pmd(cpu: Cpu, mm: Mm, address: int):
     Linux: mm/khugepaged.c khugepaged_scan_pmd
     """
     point(cpu, Point.SCAN_PMD)
+    check_point(cpu, Point.SCAN_PMD, mm)
     result = Scan.SCAN_PMD_NULL
     referenced = 0
     pmd = mm_find_pmd(mm, address)

@@ -8,6 +8,8 @@ from typing import Any
 from concur_thp.arch.bug import bug_on
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
+from concur_thp.arch.listen import check_point
+from concur_thp.arch.points import Point
 from concur_thp.mm.deferred_split import init_deferred_split
 from concur_thp.mm.mm_types import NIL, NR_LRU_LISTS, Page, mem_map, pgdat
 from concur_thp.mm.page_flags import (
@@ -121,6 +123,7 @@ def isolate_lru_page(cpu: Cpu, page: Page):
             get_page(cpu, page)
             page.flags.and_(~(1 << PG_lru))
             del_page_from_lru_list(page, page_lru(flags))
+            check_point(cpu, Point.LRU_ISOLATED, page)
             taken = 1
         spin_unlock_irq(cpu, pgdat.lru_lock)
     return taken

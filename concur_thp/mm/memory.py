@@ -6,7 +6,7 @@ at again under it. Returning 0 then is no error; the access is simply tried agai
 
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
-from concur_thp.arch.listen import point
+from concur_thp.arch.listen import check_point_with, point
 from concur_thp.arch.points import Point
 from concur_thp.mm.copy import copy_page_range
 from concur_thp.mm.fault import do_anonymous_page, do_fault
@@ -141,6 +141,7 @@ def handle_pte_fault(cpu: Cpu, vma: Vma, addr: int, flags: int, pmd: Entry):
     if pmd_trans_unstable(pmd):
         return 0  # 3.2.4.a: it has become huge, or none again: look anew.
     # A table, and under mmap_sem it stays one (I9).
+    check_point_with(cpu, Point.TABLE_SEEN, pmd, vma)
     pmdval = pmd.val.load()
     pte = pte_offset(pmdval, addr)
     orig_pte = pte.val.load()  # 3.2.4.b

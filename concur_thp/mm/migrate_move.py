@@ -3,12 +3,13 @@
 from concur_thp.arch.bug import bug_on
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
-from concur_thp.arch.listen import point
+from concur_thp.arch.listen import check_point, point
 from concur_thp.arch.points import Point
 from concur_thp.mm.errno import EAGAIN
 from concur_thp.mm.filemap import cache_slot, page_file_nr
 from concur_thp.mm.highmem import copy_huge_page, copy_page
 from concur_thp.mm.mm_types import Page, Slot, files
+from concur_thp.mm.page_account import CACHE, account
 from concur_thp.mm.page_flags import (
     PageAnon,
     PageHead,
@@ -98,6 +99,7 @@ def replace_slots(cpu: Cpu, new: Page, page: Page, first: Slot):
     """Every slot of the page gets its counterpart, and the slots' references with it; i_pages held, page frozen."""
     nr = hpage_nr_pages(page)
     page_ref_add(new, nr)
+    account(cpu, new, nr * CACHE)
     # Dirty while the references are frozen: nobody else can set it now, and then it would be lost.
     if page.flags.and_(~(1 << PG_dirty)) & (1 << PG_dirty):
         new.flags.or_(1 << PG_dirty)
@@ -107,6 +109,7 @@ def replace_slots(cpu: Cpu, new: Page, page: Page, first: Slot):
         bug_on(cpu, slot.value != page_to_pfn(page) + i + 1, "migration: not in its slot (values: pfn, slot's pfn + 1)",
                page_to_pfn(page) + i, slot.value)
         slot.value = page_to_pfn(new) + i + 1
+    account(cpu, page, -nr * CACHE)
     page_ref_unfreeze(cpu, page, 1)  # All that is left is the isolation's.
 
 
@@ -123,6 +126,7 @@ def move_page_cache(cpu: Cpu, new: Page, page: Page):
     # 3.26.4: a lookup that finds the slot and the references frozen tries again, and then finds the new page.
     frozen = page_ref_freeze(page, 1 + hpage_nr_pages(page))
     if frozen:
+        check_point(cpu, Point.PAGE_FROZEN, page)
         move_identity(new, page)
         replace_slots(cpu, new, page, cache_slot(page_file_nr(page), page.index))
     spin_unlock_irq(cpu, i_pages)
@@ -140,6 +144,7 @@ def move_swap_cache(cpu: Cpu, new: Page, page: Page):
     spin_lock_irq(cpu, swapper_space.i_pages)
     frozen = page_ref_freeze(page, 1 + hpage_nr_pages(page))
     if frozen:
+        check_point(cpu, Point.PAGE_FROZEN, page)
         move_identity(new, page)
         for i in range(hpage_nr_pages(page)):
             tail_page(new, i).private = tail_page(page, i).private

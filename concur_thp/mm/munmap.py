@@ -7,7 +7,7 @@ the rmap trees before its tables are freed, so that no rmap walker can be in the
 from concur_thp.arch.bug import bug_on
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
-from concur_thp.arch.listen import point
+from concur_thp.arch.listen import check_point, point
 from concur_thp.arch.points import Point
 from concur_thp.config import PAGE_MASK, PAGE_SIZE, TASK_SIZE
 from concur_thp.mm.errno import EINVAL, ENOMEM
@@ -132,6 +132,7 @@ def exit_mmap(cpu: Cpu, mm: Mm):
     count = mm.map_count
     if count == 0:  # fork may have failed before its first vma.
         return 0
+    check_point(cpu, Point.EXIT_MMAP, mm)
     munlock_vmas(cpu, mm, 0, count)
     lru_add_drain(cpu)
     tlb_gather_mmu(cpu, mm, 0, FULL_MM_END)
@@ -139,6 +140,7 @@ def exit_mmap(cpu: Cpu, mm: Mm):
     free_pgtables(cpu, mm, 0, count, 0, TASK_SIZE)
     tlb_finish_mmu(cpu)
     remove_vmas(cpu, mm, 0, count)
+    check_point(cpu, Point.EXIT_MMAP_DONE, mm)
     return 0
 
 

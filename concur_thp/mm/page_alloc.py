@@ -33,7 +33,7 @@ from concur_thp.mm.mm_types import (
 )
 from concur_thp.mm.page_check import check_new_page, free_page_check
 from concur_thp.mm.page_flags import PageAnon, PageHead, compound_head, page_to_pfn, tail_page
-from concur_thp.mm.page_ref import put_page_testzero
+from concur_thp.mm.page_ref import put_page_testzero, set_page_count
 from concur_thp.mm.pcp import free_unref_page, highest_zone, pcp_list, pcp_pop
 from concur_thp.mm.rmqueue import get_page_from_freelist
 from concur_thp.mm.vmstat import Stat, mod_stat
@@ -59,7 +59,7 @@ def prep_new_page(cpu: Cpu, page: Page, order: int, migratetype: int, gfp: int):
         clear_frames(page_to_pfn(page), 1 << order)
     if order != 0 and gfp & __GFP_COMP:
         prep_compound_page(cpu, page, order)
-    page._refcount.store(1)
+    set_page_count(page, 1)
     mod_stat(cpu, Stat.pgalloc, 1 << order)
     trace(cpu, Tracepoint.mm_page_alloc, page_to_pfn(page), order, migratetype)
 

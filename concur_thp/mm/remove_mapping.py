@@ -5,7 +5,7 @@
 from concur_thp.arch.bug import bug_on
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
-from concur_thp.arch.listen import point
+from concur_thp.arch.listen import check_point, point
 from concur_thp.arch.points import Point
 from concur_thp.arch.trace import Tracepoint, trace
 from concur_thp.config import HPAGE_PMD_NR
@@ -80,6 +80,8 @@ def __remove_mapping(cpu: Cpu, page: Page):
     # First the references, then the dirty bit: a mapping that came and went meanwhile left either a reference, or, when it
     # had dropped that, the dirty bit. From here lookups fail until the slot is empty.
     frozen = page_ref_freeze(page, expected)
+    if frozen:
+        check_point(cpu, Point.PAGE_FROZEN, page)
     if frozen and TestFlag(page, PG_dirty):
         page_ref_unfreeze(cpu, page, expected)
         frozen = 0
@@ -107,6 +109,7 @@ def discard_lazyfree(cpu: Cpu, page: Page):
            "discard_lazyfree: swapbacked or not locked (value: pfn)", page_to_pfn(page), page.flags.read())
     if not page_ref_freeze(page, 1):
         return 0
+    check_point(cpu, Point.PAGE_FROZEN, page)
     if TestFlag(page, PG_dirty):
         page_ref_unfreeze(cpu, page, 1)
         return 0

@@ -6,6 +6,8 @@ zap may be at work on them (3.26.6).
 
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
+from concur_thp.arch.listen import check_point_with
+from concur_thp.arch.points import Point
 from concur_thp.mm.anon_vma import anon_vma_lock_read, anon_vma_unlock_read, page_anon_vma
 from concur_thp.mm.flags import VM_LOCKED
 from concur_thp.mm.huge_entry import maybe_mkwrite, mk_huge_pmd
@@ -18,6 +20,7 @@ from concur_thp.mm.page_flags import (
     PageCompound,
     PageDoubleMap,
     PageHead,
+    PG_remapped,
     hpage_nr_pages,
     page_to_pfn,
     tail_page,
@@ -119,9 +122,11 @@ def remove_migration_pmd(cpu: Cpu, new: Page, vma: Vma, addr: int, pmd: Entry):
     if is_write_migration_entry(entry):
         value = maybe_mkwrite(value, vma)
     if PageAnon(new):
+        new.flags.or_(1 << PG_remapped)
         page_add_anon_rmap(cpu, new, vma, addr, 1, 0)
     else:
         page_add_file_rmap(cpu, new, 1)
     set_entry(pmd, value)
+    check_point_with(cpu, Point.HUGE_PMD_SET, vma, addr)
     if vma.vm_flags & VM_LOCKED and not PageDoubleMap(new) and not mapped_by_ptes(new):
         mlock_vma_page(cpu, new)

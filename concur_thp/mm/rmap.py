@@ -18,6 +18,7 @@ from concur_thp.mm.mapcount import (
     total_mapcount,
 )
 from concur_thp.mm.mm_types import MAPPING_SHIFT, PAGE_MAPPING_ANON, Page, Vma, anon_vmas, vmas
+from concur_thp.mm.page_account import MAP, account
 from concur_thp.mm.page_flags import (
     PageAnon,
     PageCompound,
@@ -95,6 +96,7 @@ def page_add_new_anon_rmap(cpu: Cpu, page: Page, vma: Vma, addr: int, compound: 
     """
     bug_on(cpu, addr < vma.vm_start or addr >= vma.vm_end, "page_add_new_anon_rmap: outside the vma (values: pfn, vma)",
            page_to_pfn(page), vmas.index(vma))
+    account(cpu, page, MAP)
     SetFlag(page, PG_swapbacked)
     if compound:
         bug_on(cpu, not PageHead(page), "page_add_new_anon_rmap: not a head (value: pfn)", page_to_pfn(page), compound)
@@ -116,6 +118,7 @@ def page_add_anon_rmap(cpu: Cpu, page: Page, vma: Vma, addr: int, compound: int,
     Linux: mm/rmap.c do_page_add_anon_rmap
     """
     bug_on(cpu, not TestFlag(page, PG_locked), "page_add_anon_rmap: not locked (value: pfn)", page_to_pfn(page), addr)
+    account(cpu, compound_head(page), MAP)
     if compound:
         bug_on(cpu, not PageHead(page), "page_add_anon_rmap: not a head (value: pfn)", page_to_pfn(page), compound)
         first = add_one(tail_page(page, 1).compound_mapcount.add(1))
@@ -132,8 +135,9 @@ def page_add_anon_rmap(cpu: Cpu, page: Page, vma: Vma, addr: int, compound: int,
 
 
 @inline
-def page_dup_rmap(page: Page, compound: int):
+def page_dup_rmap(cpu: Cpu, page: Page, compound: int):
     """Count a copy of an entry that the caller sees under its ptl, so that the count is not -1."""
+    account(cpu, compound_head(page), MAP)
     if compound:
         tail_page(page, 1).compound_mapcount.add(1)
     else:
@@ -147,6 +151,7 @@ def page_add_file_rmap(cpu: Cpu, page: Page, compound: int):
     Context: the entry's ptl held; for a subpage of a THP the page lock too.
     Linux: mm/rmap.c page_add_file_rmap
     """
+    account(cpu, compound_head(page), MAP)
     nr = 1
     if compound:
         bug_on(cpu, not PageHead(page), "page_add_file_rmap: not a head (value: pfn)", page_to_pfn(page), compound)
@@ -198,6 +203,7 @@ def page_remove_rmap(cpu: Cpu, page: Page, compound: int):
     """
     trace(cpu, Tracepoint.page_remove_rmap, page_to_pfn(page), compound, page._mapcount.read())
     bug_on(cpu, compound and not PageHead(page), "page_remove_rmap: not a head (value: pfn)", page_to_pfn(page), 0)
+    account(cpu, compound_head(page), -MAP)
     if not PageAnon(page):
         page_remove_file_rmap(cpu, page, compound)
     elif compound:

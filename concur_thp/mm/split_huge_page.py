@@ -13,7 +13,7 @@ It fails with -EBUSY when anybody but page tables and the caller has a reference
 from concur_thp.arch.bug import bug_on
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
-from concur_thp.arch.listen import point
+from concur_thp.arch.listen import check_point, point
 from concur_thp.arch.points import Point
 from concur_thp.arch.trace import Tracepoint, trace
 from concur_thp.config import HPAGE_PMD_NR
@@ -128,6 +128,7 @@ def split_unmapped(cpu: Cpu, page: Page, head: Page, pages: PageList):
     mlocked = TestFlag(head, PG_mlocked)
     try_to_unmap(cpu, head, TTU_SPLIT)  # 3.18.4
     point(cpu, Point.SPLIT_PAGE_UNMAPPED)
+    check_point(cpu, Point.SPLIT_PAGE_UNMAPPED, head)
     if mlocked:
         lru_add_drain(cpu)  # 3.18.5: munlocking has put it on a pagevec, with a reference
     frozen = freeze_and_split(cpu, head, pages)
@@ -162,6 +163,8 @@ def freeze_and_split(cpu: Cpu, head: Page, pages: PageList):
     spin_lock_irq(cpu, pgdat.lru_lock)
     spin_lock_irq(cpu, pgdat.split_queue_lock)
     frozen = total_mapcount(head) == 0 and page_ref_freeze(head, 1 + extra_pins(head))  # 3.18.9
+    if frozen:
+        check_point(cpu, Point.PAGE_FROZEN, head)
     if frozen and split_queued(head):
         split_queue_del(head)
     spin_unlock_irq(cpu, pgdat.split_queue_lock)

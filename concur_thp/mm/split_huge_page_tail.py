@@ -8,9 +8,12 @@ from concur_thp.arch.bug import bug_on
 from concur_thp.arch.builtins import smp_wmb
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
+from concur_thp.arch.listen import check_point
+from concur_thp.arch.points import Point
 from concur_thp.config import HPAGE_PMD_NR
 from concur_thp.mm.lru import add_page_to_lru_list, page_lru
 from concur_thp.mm.mm_types import NIL, LruList, Page, mem_map, pgdat
+from concur_thp.mm.page_account import CACHE, account_set
 from concur_thp.mm.page_flags import (
     ClearFlag,
     PageAnon,
@@ -32,7 +35,7 @@ from concur_thp.mm.page_flags import (
     tail_page,
 )
 from concur_thp.mm.page_list import PageList, list_add_tail
-from concur_thp.mm.page_ref import page_ref_unfreeze
+from concur_thp.mm.page_ref import page_ref_add, page_ref_unfreeze
 from concur_thp.sync.spinlock import assert_spin_locked
 
 TAIL_FLAGS = (
@@ -64,7 +67,9 @@ def __split_huge_page(cpu: Cpu, head: Page, pages: PageList):
         tail = tail_page(head, i)
         __split_huge_page_tail(cpu, head, tail, i, flags, count)
         lru_add_page_tail(head, tail, old, number, pages)
+    check_point(cpu, Point.PAGE_THAW, head)
     ClearFlag(head, PG_head)  # 3.18.10.e: after all tails, whose compound_head must lead to a head
+    account_set(head, count | (count - 1) * CACHE)  # The cache's references were the head's; now each piece has one.
     head._refcount.add(count)  # f
     cpu.page_locks = cpu.page_locks + HPAGE_PMD_NR - 1
 
@@ -81,6 +86,7 @@ def __split_huge_page_tail(cpu: Cpu, head: Page, tail: Page, i: int, flags: int,
     tail.lock_owner = head.lock_owner
     smp_wmb()
     tail.compound_head = 0
+    account_set(tail, (count - 1) * CACHE)
     page_ref_unfreeze(cpu, tail, count)
 
 
@@ -90,7 +96,7 @@ def lru_add_page_tail(head: Page, tail: Page, flags: int, number: int, pages: Pa
     if flags & (1 << PG_lru):
         link_before(head, tail, pgdat.lru[number])
     elif pages:
-        tail._refcount.add(1)
+        page_ref_add(tail, 1)
         list_add_tail(pages, tail)
     else:
         add_page_to_lru_list(tail, number)

@@ -19,6 +19,7 @@ from concur_thp.arch.shared import SharedArray, SharedOne
 from concur_thp.arch.struct import I64, Struct, embed, field
 from concur_thp.mm.mapcount import page_mapped
 from concur_thp.mm.mm_types import NIL, Page, Slot, mem_map
+from concur_thp.mm.page_account import CACHE, account
 from concur_thp.mm.page_flags import (
     ClearFlag,
     PageSwapCache,
@@ -37,7 +38,7 @@ from concur_thp.mm.page_flags import (
     tail_page,
 )
 from concur_thp.mm.page_lock import lock_page, trylock_page, unlock_page
-from concur_thp.mm.page_ref import get_page_unless_zero, page_ref_add
+from concur_thp.mm.page_ref import get_page_unless_zero, page_ref_add, page_ref_sub
 from concur_thp.mm.put_page import put_page
 from concur_thp.mm.swap_map import SWAP_HAS_CACHE, swap_info, vm_swap_full
 from concur_thp.mm.swapfile import (
@@ -112,6 +113,7 @@ def add_to_swap_cache(cpu: Cpu, page: Page, entry: int):
     bug_on(cpu, TestFlag(page, PG_locked) == 0 or PageSwapCache(page) != 0 or TestFlag(page, PG_swapbacked) == 0,
            "add_to_swap_cache: not locked, cached already or not swapbacked (values: pfn, slot)", page_to_pfn(page), entry)
     page_ref_add(page, nr)
+    account(cpu, page, nr * CACHE)
     SetFlag(page, PG_swapcache)
     spin_lock_irq(cpu, swapper_space.i_pages)
     for i in range(nr):
@@ -143,6 +145,7 @@ def __delete_from_swap_cache(cpu: Cpu, page: Page):
                "__delete_from_swap_cache: not in its slot (values: pfn, slot)", page_to_pfn(page) + i, entry + i)
         swap_cache_slots[entry + i].value = 0
         tail_page(page, i).private = 0
+    account(cpu, page, -nr * CACHE)
     ClearFlag(page, PG_swapcache)
     swapper_space.nrpages = swapper_space.nrpages - nr
     mod_stat(cpu, Stat.NR_FILE_PAGES, -nr)
@@ -163,7 +166,7 @@ def delete_from_swap_cache(cpu: Cpu, page: Page):
     spin_unlock_irq(cpu, swapper_space.i_pages)
     point(cpu, Point.SWAP_CACHE_DELETED)
     put_swap_page(cpu, page, entry)
-    old = page._refcount.sub(hpage_nr_pages(page))
+    old = page_ref_sub(cpu, page, hpage_nr_pages(page))
     bug_on(cpu, old <= hpage_nr_pages(page), "delete_from_swap_cache: the caller had no reference (values: pfn, count)",
            page_to_pfn(page), old)
 

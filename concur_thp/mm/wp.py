@@ -7,7 +7,7 @@ page for its own and write to it while CPUs of this mm still read it through the
 
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
-from concur_thp.arch.listen import point
+from concur_thp.arch.listen import check_point_with, point
 from concur_thp.arch.points import Point
 from concur_thp.mm.anon_vma import anon_vma_prepare
 from concur_thp.mm.filemap import mm_counter_file
@@ -113,6 +113,7 @@ def wp_may_reuse(cpu: Cpu, vma: Vma, page: Page):
         return 0
     # Only when nothing else of the whole compound page is mapped anywhere may its anon_vma change.
     if cpu.scratch[0] == 1:
+        check_point_with(cpu, Point.ANON_RMAP_MOVED, page, vma)
         page_move_anon_rmap(page, vma)
     return 1
 

@@ -12,7 +12,7 @@ from concur_thp.arch.cpu import Cpu, cpus
 from concur_thp.arch.futex import futex_wake, sched_yield, spins
 from concur_thp.arch.irq import cpu_sleep, ipi_poll
 from concur_thp.arch.linker import inline, kernel
-from concur_thp.arch.listen import point
+from concur_thp.arch.listen import check_point, point
 from concur_thp.arch.points import Point
 from concur_thp.arch.struct import I16, I32, I64, Struct, atomic, field
 from concur_thp.arch.trace import Tracepoint, trace
@@ -156,6 +156,7 @@ def up_read(cpu: Cpu, sem: RwSem):
     Context: a reader.
     Linux: kernel/locking/rwsem.c up_read
     """
+    check_point(cpu, Point.UP_READ, sem)
     lock_release(cpu, sem)
     old = sem.count.sub(1)
     bug_on(cpu, old & RWSEM_READERS == 0, "rwsem released for reading without a reader", sem, old)

@@ -132,7 +132,7 @@ def test_an_anon_thp_in_random_order(order: int, plain: bool) -> None:
                 choice = dice.randrange(4)
                 some = [i for i, n in enumerate(model.ptes) if n]
                 if choice == 0 and model.pmds and model.pmds + max(model.ptes) < 5:
-                    page_dup_rmap(head, 1)
+                    page_dup_rmap(cpu, head, 1)
                     model.pmds += 1
                 elif choice == 1 and model.pmds:
                     split_anon(cpu, model)
@@ -200,7 +200,7 @@ def test_ledger_a1_parent_and_child_split_and_zap_the_same_subpage(order: int, p
         page_add_new_anon_rmap(cpu, head, vma, vma.vm_start, 1)
         model.pmds = 1
         assert row() == (0, 0, -1, -1)
-        page_dup_rmap(head, 1)
+        page_dup_rmap(cpu, head, 1)
         model.pmds = 2
         assert row() == (1, 0, -1, -1)
         split_anon(cpu, model)
@@ -224,7 +224,7 @@ def test_ledger_a2_the_last_pmd_goes_and_takes_the_offset_along(order: int, plai
         head = new_huge(cpu)
         model = Mapped(head, anon=True)
         page_add_new_anon_rmap(cpu, head, vma, vma.vm_start, 1)
-        page_dup_rmap(head, 1)
+        page_dup_rmap(cpu, head, 1)
         model.pmds = 2
         split_anon(cpu, model)
         page_remove_rmap(cpu, tail_page(head, 2), 0)
@@ -245,7 +245,7 @@ def test_a_small_page_and_where_it_belongs(order: int, plain: bool) -> None:
         assert anon_vmas.index(page_anon_vma(page)) == vma.anon_vma and page.index == vma.vm_pgoff + 2
         lock_page(cpu, page)
         assert reuse_swap_page(cpu, page) == 1 and cpu.scratch[0] == 1
-        page_dup_rmap(page, 0)
+        page_dup_rmap(cpu, page, 0)
         assert reuse_swap_page(cpu, page) == 0 and cpu.scratch[0] == 2
         page_add_anon_rmap(cpu, page, vma, vma.vm_start + 2 * PAGE_SIZE, 0, 0)
         assert page_mapcount(page) == 3
@@ -273,7 +273,7 @@ def test_reuse_looks_at_the_subpage_mapped_most_and_tells_the_total(order: int, 
         assert reuse_swap_page(cpu, tail_page(head, 3)) == 1 and cpu.scratch[0] == 1
         split_anon(cpu, model)
         assert reuse_swap_page(cpu, tail_page(head, 3)) == 1 and cpu.scratch[0] == HPAGE_PMD_NR
-        page_dup_rmap(tail_page(head, 2), 0)
+        page_dup_rmap(cpu, tail_page(head, 2), 0)
         assert reuse_swap_page(cpu, tail_page(head, 3)) == 0 and cpu.scratch[0] == HPAGE_PMD_NR + 1
         unlock_page(cpu, head)
 
@@ -287,7 +287,7 @@ def test_the_last_mapping_takes_mlocked_along(order: int, plain: bool) -> None:
         page_add_new_anon_rmap(cpu, head, vma, vma.vm_start, 1)
         SetFlag(head, PG_mlocked)
         mod_stat(cpu, Stat.NR_MLOCK, HPAGE_PMD_NR)
-        page_dup_rmap(head, 1)
+        page_dup_rmap(cpu, head, 1)
         page_remove_rmap(cpu, head, 1)
         assert TestFlag(head, PG_mlocked)
         page_remove_rmap(cpu, head, 1)
