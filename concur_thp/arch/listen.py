@@ -28,7 +28,7 @@ HOLD_NONE, HOLD_WANTED, HOLD_THERE, HOLD_OVER = 0, 1, 2, 3
 def point(cpu: Cpu, where: int):
     """Say where this CPU is; whoever listens may hold it here."""
     cpu.point = where
-    if system.listen.read() != 0:
+    if system.listen.read() & (LISTEN_CHAOS | LISTEN_HOLD):
         point_slow(cpu, where)
 
 

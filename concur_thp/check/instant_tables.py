@@ -24,7 +24,6 @@ from concur_thp.mm.page_flags import (
     PG_head,
     PG_locked,
     PG_mlocked,
-    PG_remapped,
     TestFlag,
     compound_head,
     page_to_pfn,
@@ -166,10 +165,10 @@ def check_not_mlocked(cpu: Cpu, head: Page, pfn: int):
     """I21: a THP that this pte maps is not mlocked.
 
     Sound: mlock asks under the page lock whether ptes map the page; a pmd split, which makes ptes, has the page lock too
-    and clears the bit before others see the ptes. One read: PG_remapped (K10) is set before PG_mlocked can be.
+    and clears the bit before others see the ptes, and so does who replaces migration entries.
     """
     flags = head.flags.read()
-    bug_on(cpu, flags & (1 << PG_head | 1 << PG_mlocked | 1 << PG_remapped) == 1 << PG_head | 1 << PG_mlocked
+    bug_on(cpu, flags & (1 << PG_head | 1 << PG_mlocked) == 1 << PG_head | 1 << PG_mlocked
            and head.mapping & PAGE_MAPPING_ANON != 0, "I21: a mlocked THP is mapped by a pte (values: pfn, flags)", pfn,
            flags)
 

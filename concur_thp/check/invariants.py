@@ -40,7 +40,7 @@ INVARIANTS = (
               (), (account_changed,)),
     Invariant("I4", "mapcounts and references are read apart, so only a freeze decides: after one that succeeded, nothing "
               "maps the page",
-              "page lock, frozen by this CPU", (P.PAGE_FROZEN,), (pages.check_frozen,)),
+              "page lock, frozen by this CPU", (P.PAGE_FROZEN,), (pages.check_nothing_maps,)),
     Invariant("I5", "a PMD table has as many deposited tables as huge pmds, of whatever kind",
               "the pmd ptl", (P.SPIN_UNLOCK,), (tables.check_pmd_table,)),
     Invariant("I6", "a huge pmd maps a huge page, aligned, with a reference and a mapcount, or the huge zero page",
@@ -75,7 +75,7 @@ INVARIANTS = (
     Invariant("I20", "PG_double_map of an anon page means that a pmd maps it",
               "the pmd ptl of such a pmd, or the page is frozen", (P.SPIN_UNLOCK, P.PAGE_FROZEN),
               (pages.check_double_map, pages.check_nothing_maps)),
-    Invariant("I21", "no pte maps an anon THP that is mlocked (but for K10)",
+    Invariant("I21", "no pte maps an anon THP that is mlocked",
               "the pte ptl", (P.SPIN_UNLOCK,), (tables.check_pte_table,)),
     Invariant("I22", "nobody can reach a table that khugepaged has detached",
               "mmap_sem write", (P.COLLAPSE_ISOLATED, P.COLLAPSE_COPIED), (windows.check_detached,)),

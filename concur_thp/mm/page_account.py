@@ -123,6 +123,8 @@ def account(cpu: Cpu, head: Page, change: int):
 def __account(cpu: Cpu, head: Page, change: int):
     """Change the word, and look at what that leaves.
 
+    Sound: the addition returns one picture of all four, and each CPU changes them within the life of what it counts.
+
     Context: any; the caller has a reference that covers what it notes, or has frozen the page.
     Emulator: I3 and the instant half of I25.
     """

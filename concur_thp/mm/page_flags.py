@@ -30,8 +30,6 @@ PG_double_map = 16
 PG_reserved = 17
 PG_migrated = 18
 """On the head of a migration target: it may have holes without being queued for a split (K15)."""
-PG_remapped = 19
-"""On the head of a THP whose huge entry came back from a migration entry: it may lack PG_double_map (K10)."""
 
 FLAG_NAMES = {value: name[3:] for name, value in list(globals().items()) if name.startswith("PG_")}
 

@@ -20,7 +20,6 @@ from concur_thp.mm.page_flags import (
     PageCompound,
     PageDoubleMap,
     PageHead,
-    PG_remapped,
     hpage_nr_pages,
     page_to_pfn,
     tail_page,
@@ -122,7 +121,6 @@ def remove_migration_pmd(cpu: Cpu, new: Page, vma: Vma, addr: int, pmd: Entry):
     if is_write_migration_entry(entry):
         value = maybe_mkwrite(value, vma)
     if PageAnon(new):
-        new.flags.or_(1 << PG_remapped)
         page_add_anon_rmap(cpu, new, vma, addr, 1, 0)
     else:
         page_add_file_rmap(cpu, new, 1)
