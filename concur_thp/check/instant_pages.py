@@ -269,5 +269,5 @@ def check_isolated(cpu: Cpu, page: Page):
            "I18: isolated with PG_lru, or without a reference (values: pfn, flags)", page_to_pfn(page), page.flags.read())
 
 
-__all__ = ["check_anon_rmap_move", "check_double_map", "check_frozen", "check_isolated", "check_lru_lists", "check_nothing_maps",
-           "check_page", "check_pinned", "check_queued", "check_split_queue", "check_tail", "check_thaw"]
+__all__ = ["check_anon_rmap_move", "check_double_map", "check_frozen", "check_isolated", "check_lru_lists",
+           "check_nothing_maps", "check_page", "check_pinned", "check_queued", "check_split_queue", "check_tail", "check_thaw"]

@@ -4,7 +4,11 @@ from typing import Any
 
 import pytest
 
-from concur_thp.arch.irq import cpu_resume
+from concur_thp.arch.irq import cpu_park, cpu_resume
+from concur_thp.arch.linker import interpreted
+from concur_thp.arch.listen import check_hook
+from concur_thp.arch.points import Point
+from concur_thp.check import instant
 from concur_thp.check.audit import audit
 from concur_thp.machine import Machine
 from concur_thp.mm.filemap import file_alloc
@@ -91,3 +95,19 @@ class Scene:
 def scene():
     with Machine(memory="4M", order=3, cpus=2) as machine:
         yield Scene(machine)
+
+
+@pytest.fixture
+def watched(scene, monkeypatch):
+    """The scene with every check at every place; `scene.passed` has the places."""
+    scene.passed = set()
+
+    def hook(cpu, where, subject):
+        scene.passed.add(Point(where))
+        instant.check_sampled.function(cpu, where, subject)
+
+    with interpreted():
+        scene.machine.listen_checks(every=1)
+        monkeypatch.setattr(check_hook, "function", hook)
+        cpu_park(scene.other)
+        yield scene
