@@ -15,7 +15,7 @@ from concur_thp.arch.linker import kernel
 from concur_thp.arch.shared import SharedOne
 from concur_thp.arch.struct import I64, Struct, field
 from concur_thp.arch.system import system
-from concur_thp.check.instant import check_page
+from concur_thp.check.instant_pages import check_page
 from concur_thp.machine import Machine
 from concur_thp.mm.mm_types import PAGE_TYPE_BUDDY, PAGE_TYPE_NONE, PAGE_TYPE_PCP, TAIL_MAPPING, Page, mem_map
 from concur_thp.mm.page_flags import (
