@@ -82,6 +82,7 @@ class Point(IntEnum):
     RECLAIM_UNMAPPED = 116  # nothing maps the page any more, TLBs not yet flushed
     RECLAIM_FROZEN = 117  # references frozen, about to leave its mapping
     LRU_PUTBACK = 118  # move_pages_to_lru: PG_lru set, PG_mlocked not yet looked at; irqs off
+    RECLAIM_CLEAN = 119  # unmapped, seen clean, about to be taken out of its cache
     MIGRATE_UNMAPPED = 120  # migration entries in place of every mapping, references not yet looked at
     MIGRATE_FROZEN = 121  # a cached page: references frozen, its slots not yet replaced; irqs off
     MIGRATE_MOVED = 122  # moved, or found to be in use; the entries still stand

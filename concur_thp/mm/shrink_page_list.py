@@ -137,6 +137,7 @@ def shrink_locked_page(cpu: Cpu, page: Page, pages: PageList):
             return verdict
     if PageAnon(page) and not TestFlag(page, PG_swapbacked):
         return FREED if discard_lazyfree(cpu, page) else KEEP_LOCKED
+    point(cpu, Point.RECLAIM_CLEAN)
     return FREED if __remove_mapping(cpu, page) else KEEP_LOCKED
 
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 
+from concur_thp.arch.bug import describe_bug
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.listen import HOLD_NONE, HOLD_OVER, HOLD_THERE, HOLD_WANTED, LISTEN_HOLD
 from concur_thp.arch.points import Point
 from concur_thp.arch.system import system
 from concur_thp.machine import Machine
-from tests.processes import finish, start, wait_for
+from tests.processes import end, finish, start, wait_for
 
 
 def run_held(machine: Machine, held: Callable[[Cpu], object], where: Point, other: Callable[[Cpu], object],
@@ -16,6 +17,26 @@ def run_held(machine: Machine, held: Callable[[Cpu], object], where: Point, othe
 
     Returns the exit statuses. The point must be reached.
     """
+    statuses = finish(_let_go(machine, held, where, other, other_waits))
+    _no_hold()
+    return statuses
+
+
+def run_held_until_bug(machine: Machine, held: Callable[[Cpu], object], where: Point, other: Callable[[Cpu], object]) -> str:
+    """The same, CPU 1 up to its end; then a rule must be broken. Returns the report."""
+    pids = _let_go(machine, held, where, other, lambda: False)
+    try:
+        wait_for(lambda: system.bug_done.load() or _ended(pids[0]), "a broken rule")
+    finally:
+        end(pids)
+        _no_hold()
+    assert system.panicked.load() and system.bug_done.load(), "CPU 0 ended without breaking a rule"
+    return describe_bug()
+
+
+def _let_go(machine: Machine, held: Callable[[Cpu], object], where: Point, other: Callable[[Cpu], object],
+            other_waits: Callable[[], object]) -> list[int]:
+    """Both CPUs on their way after the hold; their pids."""
     system.hold_cpu, system.hold_point = 0, int(where)
     system.hold_state.store(HOLD_WANTED)
     system.listen.or_(LISTEN_HOLD)
@@ -24,10 +45,12 @@ def run_held(machine: Machine, held: Callable[[Cpu], object], where: Point, othe
     second = start(machine, 1, other)
     wait_for(lambda: other_waits() or _ended(second), "CPU 1 at its end or waiting")
     system.hold_state.store(HOLD_OVER)
-    statuses = finish([first, second])
+    return [first, second]
+
+
+def _no_hold() -> None:
     system.hold_state.store(HOLD_NONE)
     system.listen.and_(~LISTEN_HOLD)
-    return statuses
 
 
 def _ended(pid: int) -> bool:
