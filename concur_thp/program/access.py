@@ -11,6 +11,7 @@ from concur_thp.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, pgdat
 from concur_thp.mm.page_flags import page_to_pfn
 from concur_thp.mm.pgtable import (
     entry_pfn,
+    is_hwpoison_entry,
     is_migration_entry,
     is_pmd_migration_entry,
     mm_pmd,
@@ -31,6 +32,7 @@ from concur_thp.program.table import (
     LOOK_HUGE_ZERO,
     LOOK_MIGRATION,
     LOOK_NONE,
+    LOOK_POISON,
     LOOK_PTE,
     LOOK_SWAP,
     LOOK_WRITE,
@@ -117,6 +119,8 @@ def kind_of_pte(pte: int):
         return LOOK_NONE
     if pte_present(pte):
         return LOOK_ZERO if entry_pfn(pte) == pgdat.zero_pfn else LOOK_PTE
+    if is_hwpoison_entry(pte):
+        return LOOK_POISON
     return LOOK_MIGRATION if is_migration_entry(pte) else LOOK_SWAP
 
 

@@ -1,5 +1,6 @@
 """Steps that begin with a frame: scanners of physical memory, splits and migrations by pfn. They know no mapping."""
 
+from concur_thp.arch.bug import bug_on
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.shared import SharedArray
@@ -9,6 +10,7 @@ from concur_thp.mm.flags import FOLL_DUMP, FOLL_GET
 from concur_thp.mm.gup import follow_page
 from concur_thp.mm.huge_split_pmd import split_huge_pmd_address
 from concur_thp.mm.mapcount import total_mapcount
+from concur_thp.mm.memory_failure import memory_failure, unpoison_memory
 from concur_thp.mm.migrate import NEW_PAGE, NEW_SMALL_PAGE
 from concur_thp.mm.mm_types import Mm, Page, Slot, mem_map
 from concur_thp.mm.move_pages import migrate_pfn, move_page, move_small_page
@@ -34,6 +36,8 @@ from concur_thp.sync.rwsem import down_read, up_read
 
 noted_frames = SharedArray("noted_frames", Slot, lambda c: NR_SLOTS)
 """Frames that programs remember: pfn + 1, 0 for none. Written by `note`, at rest or by one CPU."""
+poisoned_frames = SharedArray("poisoned_frames", Slot, lambda c: NR_SLOTS)
+"""Frames that `poison` took out of use, by the slot of the note: pfn + 1."""
 
 
 @kernel
@@ -151,6 +155,38 @@ def split_noted(cpu: Cpu, number: int):
 
 
 @kernel
+def poison_noted(cpu: Cpu, number: int):
+    """Memory failure of a noted frame.
+
+    Context: as memory_failure().
+    Return: as memory_failure(); -EFAULT when none is noted.
+    Emulator: a step, as a write to hwpoison's corrupt-pfn.
+    """
+    page = noted_page(number)
+    if not page:
+        return -EFAULT
+    status = memory_failure(cpu, page)
+    if status == 0:
+        poisoned_frames[number].value = page_to_pfn(page) + 1
+    return status
+
+
+@kernel
+def unpoison_all(cpu: Cpu):
+    """Every frame that `poison` took out of use is good again.
+
+    Context: as unpoison_memory(); no mm, pin or swap slot is left that could hold one.
+    Emulator: writes to hwpoison's unpoison-pfn.
+    """
+    for number in range(NR_SLOTS):
+        pfn = poisoned_frames[number].value - 1
+        if pfn >= 0:
+            status = unpoison_memory(cpu, mem_map[pfn])
+            bug_on(cpu, status != 0, "a poisoned frame that nobody can use is still held (values: pfn, status)", pfn, status)
+            poisoned_frames[number].value = 0
+
+
+@kernel
 def migrate_noted(cpu: Cpu, number: int, moving: int):
     """Migrate what a noted frame belongs to.
 
@@ -259,4 +295,5 @@ def frame_counts(cpu: Cpu, number: int):
 
 
 __all__ = ["frame_counts", "get_frame", "get_mapped", "isolate_by_pfn", "migrate_address", "migrate_noted", "note_frame",
-           "noted_frames", "noted_page", "page_at", "split_address", "split_frame", "split_noted", "split_pmd_at"]
+           "noted_frames", "noted_page", "page_at", "poison_noted", "split_address", "split_frame", "split_noted",
+           "split_pmd_at", "unpoison_all"]

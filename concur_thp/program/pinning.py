@@ -12,11 +12,12 @@ from concur_thp.mm.gup_fast import __get_user_pages_fast, get_user_pages_fast
 from concur_thp.mm.mm_types import Page, Slot, frames
 from concur_thp.mm.page_flags import PG_dirty, SetFlag
 from concur_thp.mm.page_lock import lock_page, unlock_page
+from concur_thp.mm.put_page import slot_at
 from concur_thp.program.spaces import current_mm, in_mm
 from concur_thp.program.table import PIN_FAST_ONLY, PIN_SLOW, PIN_SPLIT, PIN_WRITE
 
-step_pages = SharedArray("step_pages", Slot, lambda c: NR_CPUS)
-"""Where a CPU's get_user_pages() leaves the pfn."""
+step_pages = SharedArray("step_pages", Slot, lambda c: NR_CPUS * PINS)
+"""Where a CPU's get_user_pages() leaves pfns."""
 
 
 @inline
@@ -53,14 +54,28 @@ def step_pin(cpu: Cpu, number: int, addr: int, pinning: int):
     Return: 1; 0: gup-fast alone found nothing; -EBUSY: the pin is in use; -ESRCH in no mm; an error.
     Emulator: a step.
     """
+    return step_pin_run(cpu, number, addr, 1, pinning)
+
+
+@kernel
+def step_pin_run(cpu: Cpu, number: int, addr: int, nr: int, pinning: int):
+    """Pin a run of pages at once; they become the pins from `number` on.
+
+    Context: user mode.
+    Return: how many; -EBUSY: one of the pins is in use, or there are not so many; -ESRCH in no mm; an error.
+    Emulator: a step.
+    """
     if not in_mm(cpu):
         return -ESRCH
-    if number >= PINS or pin_row(cpu, number).pinned != 0:
+    if nr < 1 or number + nr > PINS:
         return -EBUSY
-    pages = step_pages[cpu.id]
-    got = pin_pages(cpu, addr, 1, pinning & PIN_WRITE != 0, pinning & ~PIN_WRITE, pages)
-    if got == 1:
-        declare_pin(cpu, number, pages.value)
+    for i in range(nr):
+        if pin_row(cpu, number + i).pinned != 0:
+            return -EBUSY
+    pages = step_pages[cpu.id * PINS]
+    got = pin_pages(cpu, addr, nr, pinning & PIN_WRITE != 0, pinning & ~PIN_WRITE, pages)
+    for i in range(got):
+        declare_pin(cpu, number + i, slot_at(pages, i).value)
     return got
 
 
@@ -120,4 +135,5 @@ def unpin_all(cpu: Cpu):
         step_unpin(cpu, number)
 
 
-__all__ = ["pin_pages", "set_page_dirty_lock", "step_pin", "step_pin_load", "step_pin_store", "step_unpin", "unpin_all"]
+__all__ = ["pin_pages", "set_page_dirty_lock", "step_pin", "step_pin_load", "step_pin_run", "step_pin_store", "step_unpin",
+           "unpin_all"]

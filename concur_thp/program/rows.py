@@ -42,11 +42,12 @@ from concur_thp.program.physical import (
     migrate_address,
     migrate_noted,
     note_frame,
+    poison_noted,
     split_address,
     split_noted,
     split_pmd_at,
 )
-from concur_thp.program.pinning import step_pin, step_pin_load, step_pin_store, step_unpin
+from concur_thp.program.pinning import step_pin, step_pin_load, step_pin_run, step_pin_store, step_unpin
 from concur_thp.program.pressure import (
     collapse_space,
     compact_all,
@@ -203,7 +204,7 @@ def run_step(cpu: Cpu, row: StepSlot):
     if op == StepOp.drop:
         replace_space(cpu, a0, 0)
         return 0
-    if op <= StepOp.advise or op >= StepOp.lock:
+    if op <= StepOp.advise or op in (StepOp.lock, StepOp.unlock):
         return run_call(cpu, row, op, a0)
     return run_physical(cpu, row, op, a0)
 
@@ -252,6 +253,8 @@ def run_physical(cpu: Cpu, row: StepSlot, op: int, a0: int):
     """
     if op == StepOp.pin:
         return step_pin(cpu, a0, row.arg[1], row.arg[2])
+    if op == StepOp.pin_run:
+        return step_pin_run(cpu, a0, row.arg[1], row.arg[2] >> PAGE_SHIFT, row.arg[3])
     if op == StepOp.pin_load:
         return step_pin_load(cpu, a0)
     if op == StepOp.pin_store:
@@ -268,6 +271,8 @@ def run_physical(cpu: Cpu, row: StepSlot, op: int, a0: int):
         return get_frame(cpu, a0, row.arg[1])
     if op == StepOp.split_frame:
         return split_noted(cpu, a0)
+    if op == StepOp.poison:
+        return poison_noted(cpu, a0)
     if op == StepOp.migrate_frame:
         return migrate_noted(cpu, a0, row.arg[1])
     if op == StepOp.migrate:

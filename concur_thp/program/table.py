@@ -79,6 +79,8 @@ class StepOp(IntEnum):
     same = 41
     lock = 42
     unlock = 43
+    pin_run = 44
+    poison = 45
 
 
 PROTS = {"none": PROT_NONE, "ro": PROT_READ, "rw": PROT_READ | PROT_WRITE}
@@ -99,8 +101,9 @@ LIMITS = {"space": NR_SPACES, "slot": NR_SLOTS, "pin": NR_SLOTS}
 """Arguments that are small numbers."""
 MAX_ARGUMENTS = 6
 
-LOOK_NONE, LOOK_PTE, LOOK_HUGE, LOOK_ZERO, LOOK_HUGE_ZERO, LOOK_SWAP, LOOK_MIGRATION = range(7)
-"""What `look` finds at an address: nothing, a small or huge page, a zero page, an entry of swap or of a migration."""
+LOOK_NONE, LOOK_PTE, LOOK_HUGE, LOOK_ZERO, LOOK_HUGE_ZERO, LOOK_SWAP, LOOK_MIGRATION, LOOK_POISON = range(8)
+"""What `look` finds at an address: nothing, a small or huge page, a zero page; an entry of swap, of a migration, of a frame
+that failed."""
 LOOK_WRITE, LOOK_DIRTY = 1, 2
 """Bits of the value of `look`."""
 
@@ -163,6 +166,9 @@ STEP_TABLE = (
     StepRow(StepOp.same, ("slot", "page"), "is the noted frame what is mapped at the page?", "1 or 0"),
     StepRow(StepOp.lock, ("page", "pages"), "mlock"),
     StepRow(StepOp.unlock, ("page", "pages"), "munlock"),
+    StepRow(StepOp.pin_run, ("pin", "page", "pages", "pinning"), "pin a run of pages at once, as pins from that number on",
+            "how many, or an error"),
+    StepRow(StepOp.poison, ("slot",), "memory failure of the noted frame", "0, -EBUSY, -EHWPOISON"),
 )
 
 assert [row.op for row in STEP_TABLE] == list(StepOp)

@@ -19,7 +19,7 @@ from concur_thp.mm.khugepaged import khugepaged_do_scan
 from concur_thp.mm.mm_slots import khugepaged_scan
 from concur_thp.mm.swap import lru_add_drain
 from concur_thp.mm.swap_state import drop_swap_cache
-from concur_thp.program.physical import noted_frames
+from concur_thp.program.physical import noted_frames, unpoison_all
 from concur_thp.program.pinning import unpin_all
 from concur_thp.program.pressure import drain_cpu, step_files
 from concur_thp.program.rows import CHECK, SETUP, run_program, run_rows
@@ -153,6 +153,7 @@ def arena_clear(cpu: Cpu):
     for number in range(arena.parties):
         lru_add_drain(cpus[number])
     drop_swap_cache(cpu)
+    unpoison_all(cpu)
 
 
 @kernel

@@ -58,7 +58,7 @@ COLLAPSE_VS_GUP_SLOW = Scenario(
 COLLAPSE_VS_MIGRATE = Scenario(
     "collapse_vs_migrate", "a range is collapsed while one of its pages is migrated", (18,), ("R16", "X15", "X17", "I9"),
     SMALL,
-    ("done: collapse 0 0", "moved: migrate_frame 0 whole"),
+    ("done: collapse 0 0", "moved: migrate_frame 0 whole; drain"),
     "enter 0; kind: look 0 0; old: count 0 1h 100; pages: rss 0",
     (
         Outcome("migrated, then collapsed", done=DONE, moved=0, kind=(LOOK_HUGE, FRESH)),

@@ -2,8 +2,7 @@
 
 from concur_thp.mm import errno
 
-EBUSY, EAGAIN, EFAULT, EINVAL, ENOENT, ENOMEM, ESRCH = (
-    -errno.EBUSY, -errno.EAGAIN, -errno.EFAULT, -errno.EINVAL, -errno.ENOENT, -errno.ENOMEM, -errno.ESRCH)
+EBUSY, EAGAIN, EFAULT, EHWPOISON, ESRCH = -errno.EBUSY, -errno.EAGAIN, -errno.EFAULT, -errno.EHWPOISON, -errno.ESRCH
 
 MAPPED = "new 0; enter 0; map 0 1h rw\n"
 """One block of a process's memory, nothing in it."""

@@ -1,8 +1,8 @@
 """Races of split_huge_page and of the deferred split queue with whoever maps, unmaps or pins the page."""
 
-from concur_thp.program.table import LOOK_DIRTY, LOOK_HUGE, LOOK_NONE, LOOK_PTE, LOOK_WRITE
+from concur_thp.program.table import LOOK_DIRTY, LOOK_HUGE, LOOK_NONE, LOOK_POISON, LOOK_PTE, LOOK_WRITE
 from stress.scenarios.scenario import Outcome, Scenario
-from stress.scenarios.setups import EAGAIN, EBUSY, EFAULT, ESRCH, HUGE, MAPPED
+from stress.scenarios.setups import EAGAIN, EBUSY, EFAULT, EHWPOISON, ESRCH, HUGE, MAPPED
 
 FRESH = LOOK_WRITE | LOOK_DIRTY
 WRITE = {LOOK_WRITE, FRESH}
@@ -143,5 +143,21 @@ MLOCK_VS_FORK = Scenario(
     always=dict(parent=({LOOK_HUGE, LOOK_PTE}, range(4)), child=({LOOK_HUGE, LOOK_PTE}, {0, LOOK_DIRTY}), old=("1h", 0),
                 copy=("1h", 0), NR_MLOCK="1h"))
 
+POISON_VS_STORE = Scenario(
+    "poison_vs_store", "memory failure of one frame of a huge page while its process stores there, and elsewhere", (9, 13),
+    ("R12", "R32", "R34", "X21"),
+    HUGE + "note 1 3",
+    ("broken: poison 1", "enter 0; stored: store 3 8; other: load 5", "enter 0; store 7e 9"),
+    "enter 0; kind: look 0 3; kept: load 3; low: count 0 3 100; high: load 7e; pages: rss 0",
+    (
+        Outcome("stored before the page was lost", broken=0, stored=0, kind=(LOOK_POISON, 0), kept=(EHWPOISON, 0),
+                pages=("1h-1", 0)),
+        Outcome("killed: the page was lost before", broken=0, stored=EHWPOISON, kind=(LOOK_POISON, 0), kept=(EHWPOISON, 0),
+                pages=("1h-1", 0)),
+        Outcome("not taken out: somebody waited for it with a reference", broken=EBUSY, stored=0, kind=(LOOK_PTE, WRITE),
+                kept=(0, 8), pages=("1h", 0), must=False),
+    ),
+    always=dict(other=(0, 105), low=(3, 0), high=(0, 9)))
+
 SCENARIOS = (SPLIT_VS_FAULT, SPLIT_VS_FORK, SPLIT_VS_MPROTECT, SPLIT_VS_ZAP, SPLIT_VS_MUNMAP, SPLIT_VS_EXIT, SPLIT_VS_GET,
-             DEFERRED_VS_FREE, DEFERRED_VS_ADD, MLOCK_VS_SPLIT, MLOCK_VS_FORK)
+             DEFERRED_VS_FREE, DEFERRED_VS_ADD, MLOCK_VS_SPLIT, MLOCK_VS_FORK, POISON_VS_STORE)

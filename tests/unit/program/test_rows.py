@@ -16,6 +16,7 @@ from concur_thp.mm.huge_zero import shrink_huge_zero_page
 from concur_thp.mm.mm_types import percpu
 from concur_thp.mm.swap_state import drop_swap_cache
 from concur_thp.mm.thp_sysfs import set_switch
+from concur_thp.program.physical import unpoison_all
 from concur_thp.program.pinning import unpin_all
 from concur_thp.program.pressure import drain_cpu
 from concur_thp.program.rows import MAX_ROWS, load_programs, results, run_program
@@ -26,6 +27,7 @@ from concur_thp.program.table import (
     LOOK_HUGE,
     LOOK_HUGE_ZERO,
     LOOK_NONE,
+    LOOK_POISON,
     LOOK_PTE,
     LOOK_SWAP,
     LOOK_WRITE,
@@ -33,7 +35,7 @@ from concur_thp.program.table import (
     NR_SPACES,
 )
 
-EBUSY, ESRCH, EFAULT, EINVAL = -16, -3, -14, -22
+EBUSY, ESRCH, EFAULT, EINVAL, EHWPOISON = -16, -3, -14, -22, -133
 START = "new 0; enter 0; map 0 2h rw\n"
 HUGE = START + "fill 0 1h 100\n"
 SMALL = START + "advise 0 1h nohuge; fill 0 1h 100; advise 0 1h huge\n"
@@ -65,6 +67,7 @@ def run(request):
         for number in range(NR_SPACES):
             replace_space(cpu, number, 0)
         drop_swap_cache(cpu)
+        unpoison_all(cpu)
         drop_caches(cpu)
         shrink_huge_zero_page(cpu)
         drain_cpu(cpu)
@@ -110,6 +113,19 @@ def test_pins(run):
     assert [seen[x][0] for x in "abdefg"] == [1, 0, EBUSY, 0, 0, 1]
     assert seen["b"][1] == 103 and seen["c"] == (0, 9) and seen["h"][0] == EBUSY
     assert seen["i"][0] == 0 and seen["j"][0] == seen["k"][0] == ESRCH and seen["l"][0] == 1
+
+
+def test_a_run_of_pins(run):
+    seen = run(HUGE + "a: pin_run 0 2 3 fast_write\nb: pin_load 2\nc: split_page 0\nd: pin_run 2 0 1 read\n"
+               "e: pin_run 7 0 2 read\nunpin 0; unpin 1; f: split_page 0\nunpin 2; g: split_page 0\nh: pin_run 0 0 0 read")
+    assert seen["a"][0] == 3 and seen["b"] == (0, 104) and seen["c"][0] == seen["f"][0] == EBUSY and seen["g"][0] == 0
+    assert [seen[x][0] for x in "deh"] == [EBUSY] * 3
+
+
+def test_a_frame_that_fails(run):
+    seen = run(HUGE + "drain; note 1 3\na: poison 1\nb: look 0 3\nc: load 3\nd: load 2\ne: poison 1\nf: poison 5")
+    assert seen["a"][0] == 0 and seen["b"][0] == LOOK_POISON and seen["c"][0] == EHWPOISON and seen["d"] == (0, 102)
+    assert seen["e"][0] == EHWPOISON and seen["f"][0] == EFAULT
 
 
 def test_frames(run):
