@@ -112,9 +112,9 @@ def memory_option(default: int | None, why: str) -> Decorator:
                         help=f"Emulated memory, such as 256M. [default: {text}]")
 
 
-def order_option() -> Decorator:
+def order_option(default: int = DEFAULT_ORDER) -> Decorator:
     geometry = Count(ORDERS[0], ORDERS[-1], "9 is x86-64's huge page, 3 keeps exploration small")
-    return click.option("--order", type=geometry, default=DEFAULT_ORDER, show_default=True,
+    return click.option("--order", type=geometry, default=default, show_default=True,
                         help="A huge page is 2**ORDER small ones.")
 
 

@@ -56,3 +56,47 @@ def bench(only: tuple[str, ...], rounds: int, json_path: str, quiet: bool) -> in
     from stress.bench.main import BenchOptions, run_bench
 
     return run_bench(BenchOptions(only=only, rounds=rounds, json=json_path, quiet=quiet))
+
+
+@click.command()
+@click.argument("scenario", required=False, metavar="[SCENARIO]")
+@click.option("--strategy", type=click.Choice(("pct", "random")), default="pct", show_default=True, help="Who goes on at a point.")
+@click.option("--depth", type=options.Count(1, 16, "change points of a run are one less"), default=3, show_default=True,
+              help="pct: a failure that needs this many ordered events is found with known probability.")
+@click.option("--schedules", type=options.Count(0, 1 << 40, "0 is no limit"), default=0, help="How many to run. [default: no limit]")
+@click.option("--seconds", type=options.Seconds(), default=10.0, show_default=True, help="How long to run.")
+@click.option("--cpus", type=options.Count(0, 8, "0 is what the scenario has"), default=0,
+              help="CPUs; those beyond the scenario's are bystanders. [default: the scenario's]")
+@click.option("--checks", type=options.Count(0, 1 << 20, "0 checks none"), default=0, show_default=True,
+              help="Check instant invariants at one place in so many.")
+@options.order_option(3)
+@options.seed_option()
+@options.json_option()
+@options.quiet_option()
+@click.option("--run-dir", metavar="DIR", default="runs", show_default=True, help="Where runs keep what they found.")
+def explore(scenario: str | None, strategy: str, depth: int, schedules: int, seconds: float, cpus: int, checks: int, order: int,
+            seed: int, json_path: str, quiet: bool, run_dir: str) -> int:
+    """Run a scenario one CPU at a time, in very many schedules, every end checked."""
+    from stress.exploring.job import Job
+    from stress.exploring.main import ExploreOptions, run_explore
+
+    if scenario is None:
+        from stress.scenarios import SCENARIOS
+
+        raise Misuse(f"pass a SCENARIO: {', '.join(sorted(SCENARIOS))}")
+    job = Job(scenario, order=order, cpus=cpus, strategy=strategy, depth=depth, seed=seed, checks=checks)
+    return run_explore(ExploreOptions(job, schedules, seconds, json=json_path, quiet=quiet, run_dir=run_dir))
+
+
+@click.command()
+@click.argument("token", metavar="TOKEN|FILE")
+@click.option("--times", type=options.Count(1, 1_000_000, "each is one replay"), default=1, show_default=True,
+              help="How often.")
+@options.json_option()
+@options.quiet_option()
+def replay(token: str, times: int, json_path: str, quiet: bool) -> int:
+    """Run again what a token recorded; 0 when the same happens each time."""
+    from stress.exploring.main import run_replay
+    from stress.exploring.token import Token
+
+    return run_replay(Token.parse(token), times, json_path, quiet)

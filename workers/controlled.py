@@ -1,12 +1,11 @@
 """A process that runs a machine one CPU at a time: every CPU is a stack of this process (arch/stack.py)."""
 
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from concur_thp.arch.bug import park_for_good
 from concur_thp.arch.builtins import set_current
-from concur_thp.arch.checked import GRANULE_SHIFT
 from concur_thp.arch.cpu import cpus
 from concur_thp.arch.futex import SPINNING, futex_wait, futex_wake, nap, sched_yield
 from concur_thp.arch.linker import SLOTS, Kernel, redirect
@@ -15,7 +14,7 @@ from concur_thp.arch.stack import link_stacks, new_stack
 from concur_thp.machine import Machine
 from concur_thp.sched import batch as batches
 from concur_thp.sched import control, pct, random, replay
-from concur_thp.sched.snapshot import Snapshot
+from concur_thp.sched.snapshot import Snapshot, address_of
 from concur_thp.sched.state import sched, sched_cpus
 
 STRATEGIES: dict[str, tuple[Kernel, Kernel]] = {
@@ -24,13 +23,17 @@ STRATEGIES: dict[str, tuple[Kernel, Kernel]] = {
     "replay": (replay.replay_prepare, replay.replay_pick),
     "guided": (replay.replay_prepare, replay.guided_pick),
 }
+"""Strategy -> its prepare() and its pick()."""
 _STAND_INS = ((sched_point, control.control_point), (futex_wait, control.control_wait), (futex_wake, control.control_wake),
               (sched_yield, control.control_yield), (nap, control.control_yield), (park_for_good, control.control_park))
-BOUND = 200_000
+BOUND = 100_000
 
 
 class Controlled:
     """The machine of this process, run one CPU at a time."""
+
+    complete = True
+    """Did the last run() do all it was asked for? If not, its last run needs a judge, and restore() behind that."""
 
     def __init__(self, machine: Machine, nr: int, body: Kernel):
         self.machine, self.nr = machine, nr
@@ -38,16 +41,19 @@ class Controlled:
         self.snapshot = Snapshot(machine.base, machine.size, machine.places)
         for number in range(nr):
             sched_cpus[number].stack = new_stack()
-        sched.nr = nr
-        sched.bound = BOUND
-        sched.depth = 3
-        batches.batch.granules = machine.size >> GRANULE_SHIFT
-        sched.body = control.control_main.address
+        sched.nr, sched.bound, sched.body = nr, BOUND, control.control_main.address
+        batches.batch.granules = self.snapshot.granules
+        self._progress = mmap.mmap(-1, 16)
+        self.report_to(self._progress)
         redirect(control.control_body, body)
 
-    def strategy(self, name: str, depth: int = 3) -> None:
+    def report_to(self, memory: mmap.mmap) -> None:
+        """Where the seed and the number of the run under way are written."""
+        batches.PROGRESS.set(address_of(memory))
+
+    def choose(self, strategy: str, depth: int = 3) -> None:
         """Choose who picks."""
-        prepare, pick = STRATEGIES[name]
+        prepare, pick = STRATEGIES[strategy]
         redirect(control.prepare, prepare)
         redirect(control.pick, pick)
         sched.depth = depth
@@ -74,13 +80,20 @@ class Controlled:
         self.snapshot.take()
 
     def run(self, seed: int, count: int) -> int:
-        """run_batch()."""
+        """Run with `count` seeds from `seed` on; returns how many ended in states known to be good."""
         with self.standing_in():
-            return batches.run_batch(seed, count)
+            done = batches.run_batch(seed, count)
+        self.complete = done == count or self.exhausted
+        return done
+
+    @property
+    def exhausted(self) -> bool:
+        """Has the strategy no schedule left?"""
+        return bool(batches.batch.exhausted)
 
     def restore(self) -> None:
         """Back to the kept state."""
         self.snapshot.restore_all()
 
 
-__all__: list[Any] = ["Controlled"]
+__all__ = ["STRATEGIES", "Controlled"]

@@ -43,7 +43,8 @@ MAX_CPUS_MASK = (1 << NR_CPUS) - 1
 def layout(config: Any) -> dict[str, tuple[int, int]]:
     """Array name -> (offset, bytes) for this configuration; the last entry '' gives the total."""
     places, at = {}, 0
-    for name, array in SharedArray.all.items():
+    # What the scheduler of controlled runs notes lies behind everything else: it is no part of a snapshot.
+    for name, array in sorted(SharedArray.all.items(), key=lambda item: item[0].startswith("sched")):
         size = array.stride * array.count(config)
         places[name] = (at, size)
         at += -(-size // SEGMENT_ALIGN) * SEGMENT_ALIGN

@@ -7,7 +7,7 @@ were different.
 
 from concur_thp.arch.builtins import lsr, wrap_mul
 from concur_thp.arch.linker import inline, kernel, quiet
-from concur_thp.arch.shared import SharedArray, SharedOne
+from concur_thp.arch.shared import SharedArray, SharedOne, Word
 from concur_thp.arch.struct import I64, Struct, field
 from concur_thp.sched.control import Long, run_once
 from concur_thp.sched.snapshot import MULTIPLY, restore, state_number
@@ -16,6 +16,10 @@ from concur_thp.sched.state import Verdict, sched, sched_log
 TABLE = 1 << 20
 """Places for numbers of states, and of schedules; a power of two."""
 FULL = TABLE * 3 // 4
+MAX_KINDS = 64
+PROGRESS = Word("sched.progress")
+"""Address of two words outside of the segment: seed and number of the run under way. Whoever watches this process reads them
+when it has died."""
 
 
 class Batch(Struct, align=64):
@@ -28,12 +32,15 @@ class Batch(Struct, align=64):
     states = field(I64, "owner", "states known to be good")
     schedules = field(I64, "owner", "different schedules seen")
     granules = field(I64, "const", "256-byte pieces of the segment")
+    exhausted = field(I64, "owner", "1 when the strategy has no schedule left")
+    ends = field(I64, "owner", "runs that ended in a state of each kind; who says that a state is good says its kind", count=MAX_KINDS)
 
 
-class Number(Struct, size=8):
+class Number(Struct, size=16):
     """A place of a hash table; 0 is empty."""
 
     value = field(I64, "owner", "the number")
+    kind = field(I64, "owner", "of a state: which of batch.ends it counts for")
 
 
 batch = SharedOne("sched_batch", Batch)
@@ -82,15 +89,17 @@ def note_schedule():
 
 @kernel
 @quiet
-def state_is_good(number: int):
-    """Remember a state that was checked.
+def state_is_good(number: int, kind: int):
+    """Remember a state that was checked, and count the run that ended in it.
 
     Context: between runs.
     Emulator: what the audit says, kept.
     """
     at = place_of(1, number)
+    batch.ends[kind] = batch.ends[kind] + 1
     if good_states[at].value == 0 and batch.states < FULL:
         good_states[at].value = number
+        good_states[at].kind = kind
         batch.states = batch.states + 1
 
 
@@ -105,7 +114,11 @@ def run_batch(seed: int, count: int):
     Emulator: the inner loop of exploration.
     """
     for i in range(count):
+        if batch.exhausted != 0:
+            return i
         batch.seed = seed + i
+        Long(int(PROGRESS)).value = seed + i
+        Long(int(PROGRESS) + 8).value = batch.done + 1
         verdict = run_once(seed + i)
         batch.done = batch.done + 1
         batch.steps = batch.steps + sched.steps
@@ -114,10 +127,12 @@ def run_batch(seed: int, count: int):
             return i
         number = state_number(batch.granules) | 1
         batch.state = number
-        if good_states[place_of(1, number)].value != number:
+        state = good_states[place_of(1, number)]
+        if state.value != number:
             return i
+        batch.ends[state.kind] = batch.ends[state.kind] + 1
         restore(batch.granules)
     return count
 
 
-__all__ = ["Long", "batch", "run_batch", "state_is_good"]
+__all__ = ["PROGRESS", "Long", "batch", "run_batch", "state_is_good"]

@@ -28,8 +28,7 @@ COUNTED = Word("snapshot.counted")
 """Address of a byte for each granule: 1 when it is part of the state's number."""
 BEFORE = Word("snapshot.before")
 """Address of the number of each granule of the snapshot."""
-NOT_COUNTED = ("cpus", "rings", "dep_classes", "lockdep", "sched", "sched_cpus", "sched_log", "sched_plan", "sched_steps",
-               "timespecs", "page_counts", "block_counts", "oracle_words", "clock", "sched_batch", "sched_good", "sched_seen")
+NOT_COUNTED = ("cpus", "rings", "dep_classes", "lockdep", "timespecs", "page_counts", "block_counts", "oracle_words")
 """Arrays that say how a state came about, or that only the test itself keeps."""
 MULTIPLY = 0x9E3779B97F4A7C15 - (1 << 64)
 
@@ -46,38 +45,37 @@ class Snapshot:
     def __init__(self, base: int, size: int, places: dict[str, tuple[int, int]]):
         if base % GRANULE or size % SEGMENT_ALIGN:
             raise EmulatorError("the segment is not aligned for a dirty map")
-        self.base, self.size = base, size
-        granules = size >> GRANULE_SHIFT
-        self._copy = mmap.mmap(-1, size)
+        self.base = base
+        self.size = min((offset for name, (offset, _) in places.items() if name.startswith("sched")), default=size)
+        self.granules = granules = self.size >> GRANULE_SHIFT
+        self._copy = mmap.mmap(-1, self.size)
         self._counted = mmap.mmap(-1, granules + 8)
         self._before = mmap.mmap(-1, granules * 8)
         SEGMENT.set(base)
         for word, memory in ((SNAPSHOT, self._copy), (COUNTED, self._counted), (BEFORE, self._before)):
-            word.set(_address(memory))
-        self._parts = [place for name, place in places.items() if name and not name.startswith("sched")]
+            word.set(address_of(memory))
         self._count(places)
 
     def _count(self, places: dict[str, tuple[int, int]]) -> None:
         for name, (offset, size) in places.items():
-            if name and name not in NOT_COUNTED:
+            if name and name not in NOT_COUNTED and offset < self.size:
                 first, last = offset >> GRANULE_SHIFT, (offset + size + GRANULE - 1) >> GRANULE_SHIFT
                 self._counted[first:last] = b"\1" * (last - first)
 
     def take(self) -> None:
         """Keep the segment as it is now; runs start from here."""
-        for offset, size in self._parts:
-            ctypes.memmove(int(SNAPSHOT) + offset, self.base + offset, size)
-        ctypes.memset(int(MAP), 0, self.size >> GRANULE_SHIFT)
-        number_granules(self.size >> GRANULE_SHIFT)
+        ctypes.memmove(int(SNAPSHOT), self.base, self.size)
+        ctypes.memset(int(MAP), 0, self.granules)
+        number_granules(self.granules)
 
     def restore_all(self) -> None:
         """Copy everything back, whoever wrote it."""
-        for offset, size in self._parts:
-            ctypes.memmove(self.base + offset, int(SNAPSHOT) + offset, size)
-        ctypes.memset(int(MAP), 0, self.size >> GRANULE_SHIFT)
+        ctypes.memmove(self.base, int(SNAPSHOT), self.size)
+        ctypes.memset(int(MAP), 0, self.granules)
 
 
-def _address(memory: mmap.mmap) -> int:
+def address_of(memory: mmap.mmap) -> int:
+    """Where a mapping lies."""
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
@@ -168,4 +166,4 @@ def restore(granules: int):
             Long(int(MAP) + 8 * w).value = 0
 
 
-__all__ = ["Snapshot", "restore", "state_number"]
+__all__ = ["Snapshot", "address_of", "restore", "state_number"]

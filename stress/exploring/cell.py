@@ -1,0 +1,182 @@
+"""A cell: one process with a machine of its own that runs schedule after schedule of a job.
+
+Every run's end is checked. Most ends have been seen before: a state that was audited, looked at and cleared away once need not
+be again (sched/snapshot.py numbers states). Only what is new comes to Python.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+
+from concur_thp.arch import native
+from concur_thp.arch.bug import describe_bug
+from concur_thp.arch.cpu import NR_VMSTAT, cpus
+from concur_thp.arch.linker import texts
+from concur_thp.arch.system import system
+from concur_thp.check.audit import audit
+from concur_thp.check.dump import report_text
+from concur_thp.check.lock_names import describe_wait, wait_cycle
+from concur_thp.config import MachineConfig
+from concur_thp.machine import Machine
+from concur_thp.program.rows import CHECK, SETUP, clear_results, run_program, run_rows
+from concur_thp.program.step import parse_program
+from concur_thp.sched.batch import batch, state_is_good
+from concur_thp.sched.state import Status, Verdict, sched, sched_cpus, sched_log, sched_plan
+from stress.exploring.job import KINDS, Failure, Job, Schedule, Stretch, Tally
+from stress.scenarios import scenario_named
+from stress.scenarios.arena import arena, arena_clear, arena_empty
+from stress.scenarios.play import Rounds, machine_config, prepare
+from workers.controlled import Controlled
+
+SLICE = 4096
+"""Runs between two looks at the clock."""
+
+
+class Cell:
+    """The machine of one job, ready to run. Use as a context manager."""
+
+    def __init__(self, job: Job, progress: native.Progress | None = None):
+        self.job = job
+        scenario = scenario_named(job.scenario)
+        self.nr = max(job.cpus, len(job.programs) or len(scenario.cpus))
+        config = machine_config(scenario, job.order, self.nr, job.seed, controlled=True)
+        self.machine = Machine(config, build=job.build, progress=progress)
+        self.rounds: Rounds = prepare(scenario, self.nr, self._programs())
+        cpu = self.machine.cpu(0)
+        run_rows(cpu, SETUP)
+        self.controlled = Controlled(self.machine, self.nr, run_program)
+        self.controlled.choose(job.strategy, job.depth)
+        sched.bound = job.bound
+        if job.checks:
+            self.machine.listen_checks(job.checks)
+        self.before = [self._stat(kind) for kind in range(NR_VMSTAT)]
+        clear_results(self.rounds.rows)
+        self.controlled.keep()
+        self.outcomes: list[str] = []
+        self.last: Schedule = ()
+        self._closing: list[Callable[[], None]] = []
+
+    def on_close(self, what: Callable[[], None]) -> None:
+        """Do this when the cell is closed."""
+        self._closing.append(what)
+
+    def _programs(self) -> dict[int, tuple] | None:
+        if not self.job.programs:
+            return None
+        named = {number: parse_program(text) for number, text in enumerate(self.job.programs)}
+        if self.job.setup is not None:
+            named[SETUP] = parse_program(self.job.setup)
+        return named
+
+    def _stat(self, kind: int) -> int:
+        return sum(cpus[number].vmstat[kind] for number in range(self.nr))
+
+    def __enter__(self) -> "Cell":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for what in self._closing:
+            what()
+        self.machine.close()
+
+    def explore(self, first: int, schedules: int, deadline: float, tick: Callable[[Tally], None]) -> tuple[Tally, Failure | None]:
+        """Run seeds from `first` on until there is a failure, `schedules` are done, or the deadline has passed."""
+        began = time.monotonic()
+        tally = Tally()
+        at = first
+        failure = None
+        while at < first + schedules and time.monotonic() < deadline and not tally.exhausted:
+            ran = self.controlled.run(at, min(SLICE, first + schedules - at))
+            at += ran
+            if not self.controlled.complete:
+                failure = self.judge()
+                at += 1
+                self.controlled.restore()
+            tally.exhausted = self.controlled.exhausted
+            self._count(tally, began)
+            tick(tally)
+            if failure is not None:
+                failure.seconds, failure.runs = time.monotonic() - began, tally.schedules
+                break
+        return tally, failure
+
+    def _count(self, tally: Tally, began: float) -> None:
+        tally.schedules, tally.distinct = batch.done, batch.schedules
+        tally.steps, tally.states, tally.seconds = batch.steps, batch.states, time.monotonic() - began
+        tally.outcomes = {name: batch.ends[number] for number, name in enumerate(self.outcomes)}
+
+    def judge(self) -> Failure | None:
+        """What the run that has just ended in a way never seen before is worth. The machine is not restored here."""
+        verdict = Verdict(sched.verdict)
+        failure = Failure("", "", self.schedule(), batch.seed, state=batch.state, diverged=sched.diverged)
+        if verdict != Verdict.FINISHED:
+            failure.kind = KINDS[verdict]
+            failure.symptom = describe_end(self.machine.config, verdict)
+            failure.cpu = system.bug_cpu if verdict == Verdict.BUG else sched.current
+            failure.function = where_is(failure.cpu)
+            failure.report = report_text(self.machine.config, what=failure.symptom)
+            return failure
+        for kind, symptoms in self._laws():
+            if symptoms:
+                failure.kind, failure.symptom = kind, "; ".join(symptoms[:4])
+                return failure
+        return None
+
+    def _laws(self) -> Iterator[tuple[str, list[str]]]:
+        """Everything that is asked of a state at rest: the audit, the outcome, and that nothing is left afterwards."""
+        cpu = self.machine.cpu(0)
+        yield "audit", [str(v) for v in audit(self.machine.config).violations]
+        for kind in range(NR_VMSTAT):
+            arena.delta[kind] = self._stat(kind) - self.before[kind]
+        run_rows(cpu, CHECK)
+        outcome = self.rounds.outcome() if not self.job.programs else "any"
+        yield "outcome", [] if outcome else [f"no outcome of the scenario: {self.rounds.seen()}"]
+        arena_clear(cpu)
+        arena_empty(cpu)
+        yield "leak", [str(v) for v in audit(self.machine.config, expect_empty=True).violations]
+        if outcome not in self.outcomes:
+            self.outcomes.append(str(outcome))
+        state_is_good(batch.state, self.outcomes.index(str(outcome)))
+
+    def schedule(self) -> Schedule:
+        """The stretches of the last run."""
+        rows = (sched_log[i] for i in range(sched.stretches))
+        return tuple(Stretch(row.cpu, row.reason, row.steps, row.site) for row in rows)
+
+    def plan(self, schedule: Schedule) -> None:
+        """What strategies replay and guided follow."""
+        for number, stretch in enumerate(schedule):
+            row = sched_plan[number]
+            row.cpu, row.reason, row.steps, row.site = stretch
+        sched.expected = len(schedule)
+
+    def follow(self, schedule: Schedule, strategy: str = "replay") -> Failure | None:
+        """Run one schedule; None when it ends well. The machine is restored."""
+        self.controlled.choose(strategy, self.job.depth)
+        self.plan(schedule)
+        self.controlled.run(0, 1)
+        failure = None if self.controlled.complete else self.judge()
+        self.last = self.schedule()
+        self.controlled.restore()
+        return failure
+
+
+
+def describe_end(config: MachineConfig, verdict: Verdict) -> str:
+    """Why the run did not finish."""
+    if verdict == Verdict.BUG:
+        return describe_bug()
+    waits = "; ".join(describe_wait(config, n) for n in range(sched.nr) if sched_cpus[n].status != Status.DONE)
+    if verdict == Verdict.DEADLOCK:
+        cycle = " -> ".join(f"cpu {n}" for n in wait_cycle(config))
+        return f"nobody can go on{f' ({cycle})' if cycle else ''}: {waits}"
+    if verdict == Verdict.LIVELOCK:
+        return f"no end in sight after {sched.bound} points: {waits}"
+    return f"diverged from what was recorded at step {sched.diverged}"
+
+
+def where_is(number: int) -> str:
+    """The kernel function a CPU is in."""
+    return texts().get(cpus[number].func, "user code") if number >= 0 else ""
+
+
+__all__ = ["Cell", "describe_end", "where_is"]

@@ -1,0 +1,227 @@
+"""Cells side by side, one on each core: start them, add up what they count, end them at the first failure.
+
+A cell that dies or stands still is itself a finding: the run it was at is known, and is looked at again in a fork.
+"""
+
+import ctypes
+import mmap
+import os
+import signal
+import struct
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from multiprocessing.connection import wait as wait_any
+from typing import Any
+
+from multiprocess import get_context
+
+from concur_thp.arch import native
+from concur_thp.arch.linker import Kernel
+from concur_thp.config import Param
+from concur_thp.errors import EmulatorError
+from concur_thp.machine import Machine
+from concur_thp.rules.variant import Variant
+from stress.exploring.autopsy import in_a_fork
+from stress.exploring.cell import Cell
+from stress.exploring.job import Failure, Job, Tally
+from workers.launch import PR_SET_PDEATHSIG
+
+TICK_SECONDS = 0.1
+HUNG_SECONDS = 6.0
+"""A cell that begins no new run for so long, and says nothing, is stuck in one."""
+SEEDS_OF_A_CELL = 1 << 40
+
+
+@dataclass
+class Explored:
+    """What an exploration came to."""
+
+    tally: Tally
+    failure: Failure | None
+    interrupted: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """pass, fail or inconclusive."""
+        return "fail" if self.failure else "inconclusive" if self.interrupted else "pass"
+
+
+def link_for(job: Job, variant: Variant | None = None, progress: native.Progress | None = None) -> None:
+    """Compile and load, once, what all cells of a job will run; they are forked from this process."""
+    Param.order = job.order
+    Machine._import_kernel()
+    native.link(Kernel.all, progress, job.build)
+    if variant is not None:
+        variant.compile()
+
+
+class Explorer:
+    """One exploration of a job by several cells."""
+
+    def __init__(self, job: Job, variant: Variant | None = None, cells: int = 0, *, schedules: int = 0, seconds: float = 0.0):
+        self.job, self.variant = job, variant
+        self.cores = sorted(os.sched_getaffinity(0))
+        self.nr = cells or len(self.cores)
+        self.schedules = -(-schedules // self.nr) if schedules else 1 << 40
+        self.seconds = seconds or 1e9
+        self._context = get_context("fork")
+        self._tallies: dict[int, Tally] = {}
+        self._cells: dict[int, tuple[Any, Any, mmap.mmap]] = {}
+        self._seen: dict[int, tuple[bytes, float]] = {}
+        self._interrupted = False
+
+    def run(self, tick: Callable[[Tally], None] | None = None) -> Explored:
+        """Explore until a failure, the end of the schedules or of the time, or Ctrl-C."""
+        handler = None
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            handler = signal.signal(signal.SIGINT, self._interrupt)
+        try:
+            self._start()
+            failure = self._watch(tick)
+        finally:
+            self._end()
+            if handler is not None:
+                signal.signal(signal.SIGINT, handler)
+        return Explored(self.total(), failure, self._interrupted)
+
+    def _interrupt(self, *signal_and_frame: object) -> None:
+        self._interrupted = True
+
+    def total(self) -> Tally:
+        """All cells' numbers."""
+        total = Tally()
+        for tally in self._tallies.values():
+            total.add(tally)
+        return total
+
+    def _start(self) -> None:
+        deadline = time.monotonic() + self.seconds
+        for number in range(self.nr):
+            receiver, sender = self._context.Pipe(duplex=False)
+            words = mmap.mmap(-1, 16)
+            core = self.cores[number % len(self.cores)]
+            process = self._context.Process(target=_cell, args=(self, number, core, deadline, sender, words, os.getpid()), daemon=True)
+            process.start()
+            sender.close()
+            self._cells[number] = (process, receiver, words)
+
+    def _watch(self, tick: Callable[[Tally], None] | None) -> Failure | None:
+        running = dict(self._cells)
+        while running and not self._interrupted:
+            ready = wait_any([receiver for _, receiver, _ in running.values()], timeout=TICK_SECONDS)
+            for number, (process, receiver, words) in list(running.items()):
+                if receiver in ready:
+                    message = _receive(receiver)
+                    self._seen[number] = (words[:16], time.monotonic())
+                    if message is None:
+                        process.join()
+                        return self._died(number, process.exitcode, words)
+                    kind, value = message
+                    if kind == "error":
+                        raise EmulatorError(f"a cell failed: {value}")
+                    tally, failure = value
+                    self._tallies[number] = tally
+                    if failure is not None:
+                        return failure
+                    if kind == "done":
+                        del running[number]
+                        if tally.exhausted:
+                            return None
+                elif self._stuck(number, words):
+                    process.kill()
+                    process.join()
+                    return self._died(number, None, words)
+            if tick:
+                tick(self.total())
+        return None
+
+    def _stuck(self, number: int, words: mmap.mmap) -> bool:
+        now = time.monotonic()
+        last, since = self._seen.setdefault(number, (words[:16], now))
+        if words[:16] != last or struct.unpack("qq", words[:16])[1] == 0:
+            self._seen[number] = (words[:16], now)
+        return now - self._seen[number][1] > HUNG_SECONDS
+
+    def _died(self, number: int, code: int | None, words: mmap.mmap) -> Failure:
+        """A cell is gone in the middle of a run: find out by repeating it in a fork."""
+        seed, runs = struct.unpack("qq", words[:16])
+        if not runs:
+            raise EmulatorError(f"a cell ended with status {code} before its first run")
+        self._end()
+        receiver, sender = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=_autopsy, args=(self.job, self.variant, seed, sender), daemon=True)
+        process.start()
+        sender.close()
+        found = _receive(receiver) if receiver.poll(60) else None
+        process.kill()
+        process.join()
+        failure = found[1] if found and found[0] == "found" else None
+        if failure is None:
+            text = "stood still" if code is None else f"ended with status {code}"
+            failure = Failure("crash", f"the process {text} in the run of seed {seed}, and not when that was repeated")
+        failure.seed, failure.runs = seed, runs
+        return failure
+
+    def _end(self) -> None:
+        for process, receiver, _ in self._cells.values():
+            process.kill()
+            process.join()
+            receiver.close()
+        self._cells.clear()
+
+
+def _receive(receiver: Any) -> Any:
+    try:
+        return receiver.recv()
+    except (EOFError, OSError):
+        return None
+
+
+def _settle(parent: int) -> None:
+    """A cell ends with its parent, and leaves Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def _cell(explorer: Explorer, number: int, core: int, deadline: float, sender: Any, words: mmap.mmap, parent: int) -> None:
+    """The life of a cell."""
+    _settle(parent)
+    os.sched_setaffinity(0, {core})
+    try:
+        with Cell(explorer.job) as cell:
+            cell.controlled.report_to(words)
+            if explorer.variant is not None:
+                explorer.variant.put()
+            last = 0.0
+
+            def tick(tally: Tally) -> None:
+                nonlocal last
+                if time.monotonic() - last > TICK_SECONDS:
+                    last = time.monotonic()
+                    sender.send(("tick", (tally, None)))
+
+            first = explorer.job.seed * (SEEDS_OF_A_CELL << 8) + number * SEEDS_OF_A_CELL
+            sender.send(("done", cell.explore(first, explorer.schedules, deadline, tick)))
+    except BaseException:
+        sender.send(("error", traceback.format_exc()))
+    os._exit(0)
+
+
+def _autopsy(job: Job, variant: Variant | None, seed: int, sender: Any) -> None:
+    """Repeat one run in a fork of a fresh cell."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Cell(replace(job)) as cell:
+            if variant is not None:
+                variant.put()
+            sender.send(("found", in_a_fork(cell, seed)))
+    except BaseException:
+        sender.send(("error", traceback.format_exc()))
+    os._exit(0)
+
+
+__all__ = ["Explored", "Explorer", "link_for"]

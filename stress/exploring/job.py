@@ -1,0 +1,95 @@
+"""What is to be explored, and what is found: plain data that travels between processes."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from concur_thp.sched.state import Reason, Verdict
+
+
+class Stretch(NamedTuple):
+    """A CPU moved for some points and stopped before a statement, for a reason."""
+
+    cpu: int
+    reason: int
+    steps: int
+    site: int
+
+
+Schedule = tuple[Stretch, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One exploration, as every cell gets it."""
+
+    scenario: str
+    order: int = 3
+    cpus: int = 0
+    """CPUs; more than the scenario has are bystanders. 0: the scenario's."""
+    strategy: str = "pct"
+    depth: int = 3
+    seed: int = 1
+    variant: str = ""
+    """Rule variant that is put in place of the real code; empty: the real code."""
+    programs: tuple[str, ...] = ()
+    """Programs in place of the scenario's own, by CPU (shrinking)."""
+    setup: str | None = None
+    bound: int = 100_000
+    """Points after which a run is a livelock."""
+    checks: int = 0
+    """Instant invariants: 0 none, 1 at every place, n at one in n."""
+    build: str = "checked"
+    plan: Schedule = ()
+    """For strategies replay and guided."""
+
+
+@dataclass
+class Failure:
+    """A run that broke a rule: how, in which schedule, and where each CPU stood."""
+
+    kind: str
+    """bug, audit, leak, outcome, deadlock, livelock, crash, hung or diverged."""
+    symptom: str
+    schedule: Schedule = ()
+    seed: int = 0
+    cpu: int = -1
+    function: str = ""
+    state: int = 0
+    report: str = ""
+    seconds: float = 0.0
+    runs: int = 0
+    diverged: int = -1
+
+    @property
+    def preemptions(self) -> int:
+        """CPUs that were stopped though they could have gone on."""
+        return sum(1 for stretch in self.schedule[:-1] if stretch.reason == Reason.PREEMPT)
+
+
+@dataclass
+class Tally:
+    """What cells count; sums over all of them."""
+
+    schedules: int = 0
+    distinct: int = 0
+    steps: int = 0
+    states: int = 0
+    seconds: float = 0.0
+    outcomes: dict[str, int] = field(default_factory=dict)
+    audits: int = 0
+    exhausted: bool = False
+
+    def add(self, other: "Tally") -> None:
+        """Take another cell's numbers in."""
+        for name in ("schedules", "distinct", "steps", "states", "audits"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.seconds = max(self.seconds, other.seconds)
+        self.exhausted = self.exhausted or other.exhausted
+        for name, count in other.outcomes.items():
+            self.outcomes[name] = self.outcomes.get(name, 0) + count
+
+
+KINDS = {Verdict.BUG: "bug", Verdict.DEADLOCK: "deadlock", Verdict.LIVELOCK: "livelock", Verdict.DIVERGED: "diverged"}
+"""Failure.kind of a verdict that speaks for itself."""
+
+__all__: list[Any] = ["KINDS", "Failure", "Job", "Schedule", "Stretch", "Tally"]

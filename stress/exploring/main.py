@@ -1,0 +1,152 @@
+"""`concur-thp explore` and `concur-thp replay`."""
+
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+from concur_thp.output import compile_progress, console, result_console, write_json, write_text
+from concur_thp.rules.variant import Variant
+from stress.exploring.autopsy import in_a_fork
+from stress.exploring.cell import Cell
+from stress.exploring.explorer import Explored, Explorer, link_for
+from stress.exploring.job import Failure, Job, Tally
+from stress.exploring.shrink import Shrinker
+from stress.exploring.token import Token, fingerprint
+from stress.rundir import make_run_dir
+from stress.scenarios import scenario_named
+
+EXIT = {"pass": 0, "fail": 1, "inconclusive": 4}
+CLEAN_RUNS_BOUND = 3
+"""After n clean runs the chance of a failure is below 3/n, at 95 % (the rule of three)."""
+
+
+@dataclass(frozen=True)
+class ExploreOptions:
+    """What the command line said."""
+
+    job: Job
+    schedules: int
+    seconds: float
+    cells: int = 0
+    json: str = ""
+    quiet: bool = False
+    run_dir: str = "runs"
+    shrink_seconds: float = 10.0
+
+
+def run_explore(options: ExploreOptions) -> int:
+    """Explore a scenario, report, return the exit status."""
+    job = options.job
+    out = console(options.quiet)
+    scenario_named(job.scenario)
+    with compile_progress(out) as progress:
+        link_for(job, None, progress)
+    began = time.monotonic()
+    explorer = Explorer(job, cells=options.cells, schedules=options.schedules, seconds=options.seconds)
+    with Progress(TextColumn("{task.description}"), TimeElapsedColumn(), console=out, transient=True) as bar:
+        task = bar.add_task(f"explore {job.scenario}", total=None)
+        explored = explorer.run(lambda tally: bar.update(task, description=_line(job, tally)))
+    seconds = time.monotonic() - began
+    token = _hand_over(options, explored) if explored.failure else None
+    data = summary(job, explored, seconds, token)
+    write_json(options.json, data)
+    _say(options, data, explored)
+    return EXIT[explored.verdict]
+
+
+def _line(job: Job, tally: Tally) -> str:
+    return f"{job.scenario}: {tally.schedules} schedules, {tally.distinct} different, {tally.states} ends"
+
+
+def _hand_over(options: ExploreOptions, explored: Explored) -> Token:
+    """Shrink the failure, keep it in a run directory, and give its token."""
+    failure = explored.failure
+    assert failure is not None
+    job, small = Shrinker(options.job, None, options.shrink_seconds).shrink(failure)
+    explored.failure = small
+    small.seconds, small.runs = failure.seconds, failure.runs
+    token = Token.of(job, small)
+    run_dir = make_run_dir(Path(options.run_dir), f"explore-{job.scenario}")
+    write_text(run_dir / "token.txt", f"{token}\n")
+    write_text(run_dir / "report.txt", f"{small.kind}: {small.symptom}\n\n{small.report}\n")
+    return token
+
+
+def summary(job: Job, explored: Explored, seconds: float, token: Token | None) -> dict[str, Any]:
+    """`explore --json`."""
+    tally, failure = explored.tally, explored.failure
+    violations = []
+    if failure is not None:
+        violations = [{"rule": None, "invariant": failure.kind, "symptom": failure.symptom, "cpu": failure.cpu,
+                       "function": failure.function, "token": str(token), "preemptions": failure.preemptions}]
+    per_second = tally.schedules / tally.seconds if tally.seconds else 0.0
+    return {"verdict": explored.verdict, "scenario": job.scenario, "strategy": job.strategy, "depth": job.depth,
+            "order": job.order, "seed": job.seed, "schedules": tally.schedules, "distinct": tally.distinct, "steps": tally.steps,
+            "states": tally.states, "seconds": round(seconds, 3), "schedules_per_second": round(per_second),
+            "exhausted": tally.exhausted, "outcomes": tally.outcomes,
+            "bound": CLEAN_RUNS_BOUND / tally.schedules if tally.schedules and not failure else None,
+            "token": str(token) if token else None, "violations": violations}
+
+
+def _say(options: ExploreOptions, data: dict[str, Any], explored: Explored) -> None:
+    out = result_console(options.quiet, options.json)
+    what = "every schedule was run" if data["exhausted"] else f"a failure in less than one run of {data['schedules'] // 3}"
+    out.print(f"{data['scenario']}: {data['verdict']}, {data['schedules']} schedules ({data['distinct']} different, "
+              f"{data['states']} ends) in {data['seconds']:.1f} s, {data['schedules_per_second']} a second, {data['strategy']}",
+              highlight=False)
+    if explored.failure is None:
+        out.print(what, highlight=False)
+        for name, count in sorted(data["outcomes"].items(), key=lambda item: -item[1]):
+            out.print(f"  {count:>10}  {name}", highlight=False)
+        return
+    failure = explored.failure
+    for line in (f"{failure.kind}: {failure.symptom}", f"after {failure.runs} runs; shrunk to {failure.preemptions} preemptions",
+                 f"again: concur-thp replay {data['token']}"):
+        print(line, file=sys.stderr)
+
+
+def run_replay(token: Token, times: int, json: str, quiet: bool) -> int:
+    """Run a token's schedule again and again; 0 when each time the same happened."""
+    from stress.breaking.variants import variant_named
+
+    out = console(quiet)
+    variant = variant_named(token.job.variant, token.job.build) if token.job.variant else None
+    with compile_progress(out) as progress:
+        link_for(token.job, variant, progress)
+    ends: Counter[str] = Counter()
+    diverged = -1
+    with Cell(token.job) as cell:
+        if variant is not None:
+            variant.put()
+        for _ in range(times):
+            failure = again(cell, token)
+            ends[f"{failure.kind}: {failure.symptom}" if failure else "nothing"] += 1
+            if failure is not None and failure.kind == "diverged" and diverged < 0:
+                diverged = failure.diverged
+    same = ends[f"{token.kind}: {token.symptom}"]
+    data = {"times": times, "same": same, "diverged_at": None if diverged < 0 else diverged, "kind": token.kind,
+            "symptom": token.symptom, "scenario": token.job.scenario, "code_changed": token.code != fingerprint()}
+    write_json(json, data)
+    result = result_console(quiet, json)
+    for text, count in ends.items():
+        result.print(f"{count} of {times}: {text}", highlight=False)
+    if data["code_changed"] and same < times:
+        print("the kernel's code has changed since this was recorded", file=sys.stderr)
+    return 0 if same == times else 1
+
+
+def again(cell: Cell, token: Token) -> Failure | None:
+    """One replay."""
+    if token.kind in ("crash", "hung"):
+        cell.controlled.choose("replay")
+        cell.plan(token.job.plan)
+        return in_a_fork(cell, 0)
+    return cell.follow(token.job.plan)
+
+
+__all__: list[Any] = ["ExploreOptions", "Variant", "again", "replace", "run_explore", "run_replay"]
