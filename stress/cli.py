@@ -60,9 +60,9 @@ def bench(only: tuple[str, ...], rounds: int, json_path: str, quiet: bool) -> in
 
 @click.command()
 @click.argument("scenario", required=False, metavar="[SCENARIO]")
-@click.option("--strategy", type=click.Choice(("pct", "random")), default="pct", show_default=True, help="Who goes on at a point.")
-@click.option("--depth", type=options.Count(1, 16, "change points of a run are one less"), default=3, show_default=True,
-              help="pct: a failure that needs this many ordered events is found with known probability.")
+@click.option("--strategy", type=click.Choice(("pct", "random", "dfs")), default="pct", show_default=True, help="Who goes on at a point.")
+@click.option("--depth", type=options.Count(0, 1 << 30, "pct takes up to 16"), default=3, show_default=True,
+              help="pct: ordered events of the failures sought; dfs: most preemptions of a run.")
 @click.option("--schedules", type=options.Count(0, 1 << 40, "0 is no limit"), default=0, help="How many to run. [default: no limit]")
 @click.option("--seconds", type=options.Seconds(), default=10.0, show_default=True, help="How long to run.")
 @click.option("--cpus", type=options.Count(0, 8, "0 is what the scenario has"), default=0,
@@ -100,3 +100,21 @@ def replay(token: str, times: int, json_path: str, quiet: bool) -> int:
     from stress.exploring.token import Token
 
     return run_replay(Token.parse(token), times, json_path, quiet)
+
+
+@click.command(name="break")
+@click.argument("ids", nargs=-1, metavar="[ID...]")
+@click.option("--all", "everything", is_flag=True, help="Every broken variant of every rule.")
+@click.option("--seconds", type=options.Seconds(), default=60.0, show_default=True, help="Longest hunt for one variant.")
+@click.option("--order", type=options.Count(2, 9, "9 is x86-64's huge page"), default=None,
+              help="A huge page is 2**ORDER small ones. [default: 3, or what the variant needs]")
+@options.seed_option()
+@options.json_option()
+@options.quiet_option()
+@click.option("--run-dir", metavar="DIR", default="runs", show_default=True, help="Where runs keep what they found.")
+def break_(ids: tuple[str, ...], everything: bool, seconds: float, order: int | None, seed: int, json_path: str, quiet: bool,
+           run_dir: str) -> int:
+    """Break rules on purpose and show how that fails. ID is a rule or one of its variants, such as R18 or R18a."""
+    from stress.breaking.main import BreakOptions, run_break
+
+    return run_break(BreakOptions(ids, everything, seconds, seed, order, json_path, quiet, run_dir))

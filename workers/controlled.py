@@ -8,25 +8,35 @@ from concur_thp.arch.bug import park_for_good
 from concur_thp.arch.builtins import set_current
 from concur_thp.arch.cpu import cpus
 from concur_thp.arch.futex import SPINNING, futex_wait, futex_wake, nap, sched_yield
-from concur_thp.arch.linker import SLOTS, Kernel, redirect
+from concur_thp.arch.linker import SLOTS, Kernel, kernel, redirect
 from concur_thp.arch.listen import FREE_BUDGET, sched_point
 from concur_thp.arch.stack import link_stacks, new_stack
 from concur_thp.machine import Machine
 from concur_thp.sched import batch as batches
-from concur_thp.sched import control, pct, random, replay
+from concur_thp.sched import control, dfs, pct, random, replay
 from concur_thp.sched.snapshot import Snapshot, address_of
-from concur_thp.sched.state import sched, sched_cpus
+from concur_thp.sched.state import Verdict, sched, sched_cpus
 
-STRATEGIES: dict[str, tuple[Kernel, Kernel]] = {
+STRATEGIES: dict[str, tuple[Kernel, ...]] = {
     "random": (random.random_prepare, random.random_pick),
     "pct": (pct.pct_prepare, pct.pct_pick),
+    "dfs": (dfs.dfs_prepare, dfs.dfs_pick, dfs.dfs_after),
     "replay": (replay.replay_prepare, replay.replay_pick),
     "guided": (replay.replay_prepare, replay.guided_pick),
 }
-"""Strategy -> its prepare() and its pick()."""
+"""Strategy -> its prepare(), its pick(), and its after() if it has one."""
 _STAND_INS = ((sched_point, control.control_point), (futex_wait, control.control_wait), (futex_wake, control.control_wake),
               (sched_yield, control.control_yield), (nap, control.control_yield), (park_for_good, control.control_park))
 BOUND = 100_000
+
+
+@kernel
+def nothing_after():
+    """The after() of a strategy that has none.
+
+    Context: the machine stands still.
+    Emulator: strategies that draw.
+    """
 
 
 class Controlled:
@@ -41,7 +51,8 @@ class Controlled:
         self.snapshot = Snapshot(machine.base, machine.size, machine.places)
         for number in range(nr):
             sched_cpus[number].stack = new_stack()
-        sched.nr, sched.bound, sched.body = nr, BOUND, control.control_main.address
+        sched.nr, sched.bound = nr, BOUND
+        sched.body, sched.alone = control.control_main.address, control.alone_main.address
         batches.batch.granules = self.snapshot.granules
         self._progress = mmap.mmap(-1, 16)
         self.report_to(self._progress)
@@ -53,10 +64,12 @@ class Controlled:
 
     def choose(self, strategy: str, depth: int = 3) -> None:
         """Choose who picks."""
-        prepare, pick = STRATEGIES[strategy]
+        prepare, pick, *after = STRATEGIES[strategy]
         redirect(control.prepare, prepare)
         redirect(control.pick, pick)
+        redirect(control.after, after[0] if after else nothing_after)
         sched.depth = depth
+        sched.expected = sched.exhausted = 0
 
     @contextmanager
     def standing_in(self) -> Iterator[None]:
@@ -86,10 +99,21 @@ class Controlled:
         self.complete = done == count or self.exhausted
         return done
 
+    def alone(self, body: Kernel) -> Verdict:
+        """Run `body` on CPU 0 while the others rest: whatever it breaks comes back as a verdict."""
+        picked = SLOTS[control.pick.slot]
+        redirect(control.pick, control.alone_pick)
+        redirect(control.alone_body, body)
+        try:
+            with self.standing_in():
+                return Verdict(control.run_alone())
+        finally:
+            SLOTS[control.pick.slot] = picked
+
     @property
     def exhausted(self) -> bool:
         """Has the strategy no schedule left?"""
-        return bool(batches.batch.exhausted)
+        return bool(sched.exhausted)
 
     def restore(self) -> None:
         """Back to the kept state."""

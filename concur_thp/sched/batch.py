@@ -9,7 +9,7 @@ from concur_thp.arch.builtins import lsr, wrap_mul
 from concur_thp.arch.linker import inline, kernel, quiet
 from concur_thp.arch.shared import SharedArray, SharedOne, Word
 from concur_thp.arch.struct import I64, Struct, field
-from concur_thp.sched.control import Long, run_once
+from concur_thp.sched.control import Long, after, run_once
 from concur_thp.sched.snapshot import MULTIPLY, restore, state_number
 from concur_thp.sched.state import Verdict, sched, sched_log
 
@@ -32,7 +32,6 @@ class Batch(Struct, align=64):
     states = field(I64, "owner", "states known to be good")
     schedules = field(I64, "owner", "different schedules seen")
     granules = field(I64, "const", "256-byte pieces of the segment")
-    exhausted = field(I64, "owner", "1 when the strategy has no schedule left")
     ends = field(I64, "owner", "runs that ended in a state of each kind; who says that a state is good says its kind", count=MAX_KINDS)
 
 
@@ -114,12 +113,13 @@ def run_batch(seed: int, count: int):
     Emulator: the inner loop of exploration.
     """
     for i in range(count):
-        if batch.exhausted != 0:
+        if sched.exhausted != 0:
             return i
         batch.seed = seed + i
         Long(int(PROGRESS)).value = seed + i
         Long(int(PROGRESS) + 8).value = batch.done + 1
         verdict = run_once(seed + i)
+        after()
         batch.done = batch.done + 1
         batch.steps = batch.steps + sched.steps
         note_schedule()

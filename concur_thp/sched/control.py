@@ -63,6 +63,16 @@ def prepare(seed: int):
     """
 
 
+@kernel
+@quiet
+def after():
+    """Behind each run: a strategy that enumerates moves on, and says in sched.exhausted when it is through.
+
+    Context: the machine stands still.
+    Emulator: the strategy's end of a run.
+    """
+
+
 @inline
 def can_run(number: int):
     """Could this CPU move? One that polls only after another has moved, or has sent it a request."""
@@ -316,4 +326,67 @@ def run_once(seed: int):
     return sched.verdict
 
 
-__all__ = ["NOBODY", "can_run", "control_body", "control_main", "decide", "hand_over", "pick", "prepare", "run_once"]
+@kernel
+@quiet
+def alone_body(cpu: Cpu):
+    """What run_alone() runs.
+
+    Context: user mode.
+    Emulator: redirected by the caller.
+    """
+
+
+@kernel
+@quiet
+def alone_main(cpu: Cpu):
+    """CPU 0, while the others have nothing to do.
+
+    Context: the first function on its stack.
+    Emulator: never returns.
+    """
+    alone_body(cpu)
+    sched_cpus[cpu.id].status = DONE
+    decide(cpu, Reason.DONE)
+
+
+@kernel
+@quiet
+def alone_pick(cpu: int, reason: int):
+    """Only CPU 0.
+
+    Context: as pick().
+    Emulator: the strategy of run_alone().
+    """
+    sched.grant = 1 << 40
+    return 0 if can_run(0) else NOBODY
+
+
+@kernel
+@quiet
+def run_alone():
+    """alone_body() on CPU 0's own stack, so that a bug() in it, or a wait that nobody ends, comes back here.
+
+    Context: the stack of the process itself; the machine is at rest; pick() is alone_pick().
+    Return: Verdict.
+    Emulator: looks and clears away after a run.
+    """
+    for i in range(sched.nr):
+        sched_cpus[i].status = DONE
+        sched_cpus[i].granted = 0
+    it = sched_cpus[0]
+    it.status = READY
+    it.steps = 0
+    it.began = 0
+    it.pointer = lay_out_stack(it.stack, sched.alone, int(cpus[0]))
+    sched.steps = 0
+    sched.idle = 0
+    sched.verdict = 0
+    sched.current = 0
+    cpus[0].budget = 1 << 40
+    it.granted = 1 << 40
+    set_current(cpus[0])
+    switch_stack(int(sched) + MAIN, it.pointer)
+    return sched.verdict
+
+
+__all__ = ["NOBODY", "after", "can_run", "control_body", "control_main", "decide", "hand_over", "pick", "prepare", "run_once"]

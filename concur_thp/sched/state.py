@@ -78,6 +78,7 @@ class Sched(Struct, align=64):
     stepping = field(I32, "const", "1 to write every point into sched_steps")
     logged = field(I64, "owner", "rows of sched_steps")
     body = field(I64, "const", "address of the native function that a CPU runs")
+    alone = field(I64, "const", "the same for run_alone()")
     longest = field(I64, "owner", "most steps of a run so far")
     depth = field(I32, "const", "pct: d; dfs: preemption bound")
     next_change = field(I32, "owner", "pct: first change point not yet reached")
@@ -85,6 +86,8 @@ class Sched(Struct, align=64):
     diverged = field(I64, "owner", "replay: step at which something else happened, -1")
     expected = field(I64, "const", "replay: rows of sched_plan")
     at = field(I64, "owner", "replay, dfs: next row of sched_plan")
+    spent = field(I64, "owner", "dfs: preemptions of this run so far")
+    exhausted = field(I64, "owner", "1 when the strategy has no schedule left")
 
 
 class Stretch(Struct, size=40):

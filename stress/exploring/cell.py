@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 from concur_thp.arch import native
 from concur_thp.arch.bug import describe_bug
-from concur_thp.arch.cpu import NR_VMSTAT, cpus
-from concur_thp.arch.linker import texts
+from concur_thp.arch.cpu import NR_VMSTAT, Cpu, cpus
+from concur_thp.arch.linker import kernel, texts
 from concur_thp.arch.system import system
 from concur_thp.check.audit import audit
 from concur_thp.check.dump import report_text
@@ -47,7 +47,7 @@ class Cell:
         self.controlled.choose(job.strategy, job.depth)
         sched.bound = job.bound
         if job.checks:
-            self.machine.listen_checks(job.checks)
+            self.machine.listen_checks()
         self.before = [self._stat(kind) for kind in range(NR_VMSTAT)]
         clear_results(self.rounds.rows)
         self.controlled.keep()
@@ -109,29 +109,37 @@ class Cell:
         verdict = Verdict(sched.verdict)
         failure = Failure("", "", self.schedule(), batch.seed, state=batch.state, diverged=sched.diverged)
         if verdict != Verdict.FINISHED:
-            failure.kind = KINDS[verdict]
-            failure.symptom = describe_end(self.machine.config, verdict)
-            failure.cpu = system.bug_cpu if verdict == Verdict.BUG else sched.current
-            failure.function = where_is(failure.cpu)
-            failure.report = report_text(self.machine.config, what=failure.symptom)
-            return failure
+            return self._stopped(failure, verdict)
         for kind, symptoms in self._laws():
+            if kind == "stopped":
+                return self._stopped(failure, Verdict(sched.verdict))
             if symptoms:
                 failure.kind, failure.symptom = kind, "; ".join(symptoms[:4])
+                failure.report = report_text(self.machine.config, what=failure.symptom)
                 return failure
         return None
 
+    def _stopped(self, failure: Failure, verdict: Verdict) -> Failure:
+        """The machine did not come to rest."""
+        failure.kind = KINDS[verdict]
+        failure.symptom = describe_end(self.machine.config, verdict)
+        failure.cpu = system.bug_cpu if verdict == Verdict.BUG else sched.current
+        failure.function = where_is(failure.cpu)
+        failure.report = report_text(self.machine.config, what=failure.symptom)
+        return failure
+
     def _laws(self) -> Iterator[tuple[str, list[str]]]:
         """Everything that is asked of a state at rest: the audit, the outcome, and that nothing is left afterwards."""
-        cpu = self.machine.cpu(0)
         yield "audit", [str(v) for v in audit(self.machine.config).violations]
         for kind in range(NR_VMSTAT):
             arena.delta[kind] = self._stat(kind) - self.before[kind]
-        run_rows(cpu, CHECK)
+        if self.controlled.alone(run_check) != Verdict.FINISHED:
+            yield "stopped", []
         outcome = self.rounds.outcome() if not self.job.programs else "any"
         yield "outcome", [] if outcome else [f"no outcome of the scenario: {self.rounds.seen()}"]
-        arena_clear(cpu)
-        arena_empty(cpu)
+        for clear in (arena_clear, arena_empty):
+            if self.controlled.alone(clear) != Verdict.FINISHED:
+                yield "stopped", []
         yield "leak", [str(v) for v in audit(self.machine.config, expect_empty=True).violations]
         if outcome not in self.outcomes:
             self.outcomes.append(str(outcome))
@@ -159,6 +167,16 @@ class Cell:
         self.controlled.restore()
         return failure
 
+
+
+@kernel
+def run_check(cpu: Cpu):
+    """The scenario's look at what the run has left.
+
+    Context: as run_rows().
+    Emulator: part of a cell's judgement.
+    """
+    run_rows(cpu, CHECK)
 
 
 def describe_end(config: MachineConfig, verdict: Verdict) -> str:

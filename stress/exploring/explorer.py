@@ -32,6 +32,8 @@ TICK_SECONDS = 0.1
 HUNG_SECONDS = 6.0
 """A cell that begins no new run for so long, and says nothing, is stuck in one."""
 SEEDS_OF_A_CELL = 1 << 40
+ONE_CELL = ("dfs", "dpor")
+"""Strategies that go through schedules in an order: nothing to share out."""
 
 
 @dataclass
@@ -63,7 +65,7 @@ class Explorer:
     def __init__(self, job: Job, variant: Variant | None = None, cells: int = 0, *, schedules: int = 0, seconds: float = 0.0):
         self.job, self.variant = job, variant
         self.cores = sorted(os.sched_getaffinity(0))
-        self.nr = cells or len(self.cores)
+        self.nr = 1 if job.strategy in ONE_CELL else cells or len(self.cores)
         self.schedules = -(-schedules // self.nr) if schedules else 1 << 40
         self.seconds = seconds or 1e9
         self._context = get_context("fork")

@@ -3,13 +3,16 @@
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
+from concur_thp.errors import Misuse
+from concur_thp.machine import Machine
 from concur_thp.output import compile_progress, console, result_console, write_json, write_text
+from concur_thp.rules.table import VARIANTS
 from concur_thp.rules.variant import Variant
 from stress.exploring.autopsy import in_a_fork
 from stress.exploring.cell import Cell
@@ -112,10 +115,9 @@ def _say(options: ExploreOptions, data: dict[str, Any], explored: Explored) -> N
 
 def run_replay(token: Token, times: int, json: str, quiet: bool) -> int:
     """Run a token's schedule again and again; 0 when each time the same happened."""
-    from stress.breaking.variants import variant_named
-
     out = console(quiet)
-    variant = variant_named(token.job.variant, token.job.build) if token.job.variant else None
+    Machine._import_kernel()
+    variant = variant_of(token.job)
     with compile_progress(out) as progress:
         link_for(token.job, variant, progress)
     ends: Counter[str] = Counter()
@@ -140,6 +142,15 @@ def run_replay(token: Token, times: int, json: str, quiet: bool) -> int:
     return 0 if same == times else 1
 
 
+def variant_of(job: Job) -> Variant | None:
+    """The broken code of a job."""
+    if not job.variant:
+        return None
+    if job.variant not in VARIANTS:
+        raise Misuse(f"the token is of the broken variant {job.variant}, which this version does not have")
+    return Variant(VARIANTS[job.variant][1].edits, job.variant, job.build)
+
+
 def again(cell: Cell, token: Token) -> Failure | None:
     """One replay."""
     if token.kind in ("crash", "hung"):
@@ -149,4 +160,4 @@ def again(cell: Cell, token: Token) -> Failure | None:
     return cell.follow(token.job.plan)
 
 
-__all__: list[Any] = ["ExploreOptions", "Variant", "again", "replace", "run_explore", "run_replay"]
+__all__ = ["ExploreOptions", "again", "run_explore", "run_replay", "variant_of"]

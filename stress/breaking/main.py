@@ -1,0 +1,134 @@
+"""`concur-thp break ID...` and `break --all`: break rules on purpose, one variant after another, and say what noticed."""
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from concur_thp.errors import Misuse
+from concur_thp.machine import Machine
+from concur_thp.output import compile_progress, console, result_console, write_json, write_text
+from concur_thp.rules import rule as data
+from concur_thp.rules.table import RULES, variants_named
+from stress.breaking.hunt import Hunted, hunt, job_for
+from stress.exploring.explorer import link_for
+from stress.rundir import make_run_dir
+from stress.scenarios import SCENARIOS
+
+
+@dataclass(frozen=True)
+class BreakOptions:
+    """What the command line said."""
+
+    ids: tuple[str, ...]
+    everything: bool
+    seconds: float
+    seed: int
+    order: int | None
+    json: str
+    quiet: bool
+    run_dir: str
+
+
+def run_break(options: BreakOptions) -> int:
+    """Hunt variants; 0 when each was caught and the real code was clean, else 1."""
+    Machine._import_kernel()
+    rows = wanted(options)
+    out, result = console(options.quiet), result_console(options.quiet, options.json, soft_wrap=False)
+    with compile_progress(out) as progress:
+        link_for(job_for(rows[0], options.seed, options.order), None, progress)
+    run_dir = make_run_dir(Path(options.run_dir), "break")
+    hunted: list[Hunted] = []
+    with Progress(TextColumn("{task.description}"), TimeElapsedColumn(), console=out, transient=True) as bar:
+        for number, row in enumerate(rows, 1):
+            task = bar.add_task(f"{number} of {len(rows)}: {row.id} {row.mistake}")
+            one = hunt(row.id, options.seed, options.seconds, options.order)
+            bar.remove_task(task)
+            hunted.append(one)
+            _keep(run_dir, one)
+            if len(rows) > 1:
+                result.print(line(one), highlight=False)
+    rows_json = [one.json for one in hunted]
+    write_json(str(run_dir / "summary.json"), rows_json)
+    write_json(options.json, rows_json if options.everything or len(rows) > 1 else rows_json[0])
+    if len(rows) == 1:
+        result.print(whole(hunted[0]))
+    else:
+        result.print(total(hunted), highlight=False)
+    return 0 if all(good(one) for one in hunted) else 1
+
+
+def wanted(options: BreakOptions) -> list[data.Variant]:
+    """The variants that were asked for; those whose scenario does not exist are refused."""
+    if options.everything:
+        rows = [variant for rule in RULES for variant in rule.variants]
+    else:
+        rows = [variant for name in options.ids for variant in variants_named(name)]
+    missing = sorted({row.scenario for row in rows} - set(SCENARIOS))
+    if missing and not options.everything:
+        raise Misuse(f"the scenario {missing[0]} of {', '.join(r.id for r in rows if r.scenario == missing[0])} does not exist")
+    rows = [row for row in rows if row.scenario in SCENARIOS]
+    if not rows:
+        raise Misuse("pass rules or variants, such as R18 or R18a, or --all; `concur-thp rules` lists them")
+    return rows
+
+
+def good(one: Hunted) -> bool:
+    """Caught, or equivalent and not caught; and the real code was clean."""
+    return bool(one.control_clean) and one.caught != one.variant.equivalent
+
+
+def _keep(run_dir: Path, one: Hunted) -> None:
+    if one.failure is not None:
+        folder = run_dir / one.id
+        folder.mkdir()
+        write_text(folder / "token.txt", f"{one.token}\n")
+        write_text(folder / "report.txt", f"{one.failure.kind}: {one.failure.symptom}\n\n{one.failure.report}\n")
+
+
+def line(one: Hunted) -> str:
+    """A variant in one line."""
+    if one.failure is None:
+        verdict = "equivalent, not noticed" if one.variant.equivalent else "NOT CAUGHT"
+        return f"{one.id:6} {verdict} in {one.seconds:.1f} s, {one.tries} schedules of {one.variant.scenario}"
+    clean = "" if one.control_clean else "  AND SO IS THE REAL CODE"
+    symptom = one.failure.symptom if len(one.failure.symptom) < 100 else one.failure.symptom[:97] + "..."
+    attempt = f"{one.attempt.strategy} {one.attempt.depth}" if one.attempt else ""
+    return (f"{one.id:6} caught in {one.seconds:.1f} s, {one.tries} schedules ({attempt}), {one.failure.preemptions} preemptions: "
+            f"{one.failure.kind}: {symptom}{clean}")
+
+
+def whole(one: Hunted) -> Table:
+    """Everything about one variant."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    failure = one.failure
+    facts = [("variant", f"{one.id}: {one.variant.mistake}"), ("scenario", one.variant.scenario),
+             ("expected", "; ".join(one.variant.symptoms)),
+             ("caught", f"in {one.seconds:.2f} s, {one.tries} schedules" if one.caught else f"no, {one.tries} schedules")]
+    if failure is not None:
+        facts += [("symptom", f"{failure.kind}: {failure.symptom}"), ("shrunk", f"{failure.preemptions} preemptions"),
+                  ("again", f"concur-thp replay {one.token}")]
+    facts.append(("real code", "clean" if one.control_clean else f"NOT CLEAN: {one.control and one.control.symptom}"))
+    for name, value in facts:
+        table.add_row(name, value)
+    return table
+
+
+def total(hunted: list[Hunted]) -> str:
+    """The last line of a campaign."""
+    aimed = [one for one in hunted if not one.variant.equivalent]
+    caught = [one for one in aimed if one.caught]
+    seconds = [one.seconds for one in caught] or [0.0]
+    preemptions = [one.failure.preemptions for one in caught if one.failure] or [0]
+    dirty = [one.id for one in hunted if not one.control_clean]
+    return (f"{len(caught)} of {len(aimed)} broken variants caught, median {statistics.median(seconds):.2f} s, "
+            f"most {max(seconds):.1f} s; median of {statistics.median(preemptions):g} preemptions; "
+            f"{sum(1 for one in hunted if one.variant.equivalent and not one.caught)} equivalent ones passed; "
+            + (f"real code not clean in {', '.join(dirty)}" if dirty else "real code clean"))
+
+
+__all__ = ["BreakOptions", "run_break"]
