@@ -60,10 +60,12 @@ def bench(only: tuple[str, ...], rounds: int, json_path: str, quiet: bool) -> in
 
 @click.command()
 @click.argument("scenario", required=False, metavar="[SCENARIO]")
-@click.option("--strategy", type=click.Choice(("pct", "random", "dfs")), default="pct", show_default=True, help="Who goes on at a point.")
+@click.option("--strategy", type=click.Choice(("pct", "random", "dfs")), default="pct", show_default=True,
+              help="Who goes on at a point.")
 @click.option("--depth", type=options.Count(0, 1 << 30, "pct takes up to 16"), default=3, show_default=True,
               help="pct: ordered events of the failures sought; dfs: most preemptions of a run.")
-@click.option("--schedules", type=options.Count(0, 1 << 40, "0 is no limit"), default=0, help="How many to run. [default: no limit]")
+@click.option("--schedules", type=options.Count(0, 1 << 40, "0 is no limit"), default=0,
+              help="How many to run. [default: no limit]")
 @click.option("--seconds", type=options.Seconds(), default=10.0, show_default=True, help="How long to run.")
 @click.option("--cpus", type=options.Count(0, 8, "0 is what the scenario has"), default=0,
               help="CPUs; those beyond the scenario's are bystanders. [default: the scenario's]")
@@ -81,7 +83,7 @@ def explore(scenario: str | None, strategy: str, depth: int, schedules: int, sec
     from stress.exploring.main import ExploreOptions, run_explore
 
     if scenario is None:
-        from stress.scenarios import SCENARIOS
+        from stress.scenarios.registry import SCENARIOS
 
         raise Misuse(f"pass a SCENARIO: {', '.join(sorted(SCENARIOS))}")
     job = Job(scenario, order=order, cpus=cpus, strategy=strategy, depth=depth, seed=seed, checks=checks)

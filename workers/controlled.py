@@ -31,7 +31,7 @@ BOUND = 100_000
 
 
 @kernel
-def nothing_after():
+def nothing_after() -> None:
     """The after() of a strategy that has none.
 
     Context: the machine stands still.

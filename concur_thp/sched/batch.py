@@ -32,7 +32,7 @@ class Batch(Struct, align=64):
     states = field(I64, "owner", "states known to be good")
     schedules = field(I64, "owner", "different schedules seen")
     granules = field(I64, "const", "256-byte pieces of the segment")
-    ends = field(I64, "owner", "runs that ended in a state of each kind; who says that a state is good says its kind", count=MAX_KINDS)
+    ends = field(I64, "owner", "runs by the kind of the state they ended in, see state_is_good()", count=MAX_KINDS)
 
 
 class Number(Struct, size=16):

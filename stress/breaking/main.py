@@ -15,7 +15,7 @@ from concur_thp.rules.table import RULES, variants_named
 from stress.breaking.hunt import Hunted, hunt, job_for
 from stress.exploring.explorer import link_for
 from stress.rundir import make_run_dir
-from stress.scenarios import SCENARIOS
+from stress.scenarios.registry import SCENARIOS
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ def line(one: Hunted) -> str:
     clean = "" if one.control_clean else "  AND SO IS THE REAL CODE"
     symptom = one.failure.symptom if len(one.failure.symptom) < 100 else one.failure.symptom[:97] + "..."
     attempt = f"{one.attempt.strategy} {one.attempt.depth}" if one.attempt else ""
-    return (f"{one.id:6} caught in {one.seconds:.1f} s, {one.tries} schedules ({attempt}), {one.failure.preemptions} preemptions: "
-            f"{one.failure.kind}: {symptom}{clean}")
+    return (f"{one.id:6} caught in {one.seconds:.1f} s, {one.tries} schedules ({attempt}), {one.failure.preemptions} "
+            f"preemptions: {one.failure.kind}: {symptom}{clean}")
 
 
 def whole(one: Hunted) -> Table:

@@ -22,9 +22,9 @@ from concur_thp.program.step import parse_program
 from concur_thp.sched.batch import batch, state_is_good
 from concur_thp.sched.state import Status, Verdict, sched, sched_cpus, sched_log, sched_plan
 from stress.exploring.job import KINDS, Failure, Job, Schedule, Stretch, Tally
-from stress.scenarios import scenario_named
 from stress.scenarios.arena import arena, arena_clear, arena_empty
 from stress.scenarios.play import Rounds, machine_config, prepare
+from stress.scenarios.registry import scenario_named
 from workers.controlled import Controlled
 
 SLICE = 4096
@@ -78,7 +78,8 @@ class Cell:
             what()
         self.machine.close()
 
-    def explore(self, first: int, schedules: int, deadline: float, tick: Callable[[Tally], None]) -> tuple[Tally, Failure | None]:
+    def explore(self, first: int, schedules: int, deadline: float,
+                tick: Callable[[Tally], None]) -> tuple[Tally, Failure | None]:
         """Run seeds from `first` on until there is a failure, `schedules` are done, or the deadline has passed."""
         began = time.monotonic()
         tally = Tally()
@@ -170,7 +171,7 @@ class Cell:
 
 
 @kernel
-def run_check(cpu: Cpu):
+def run_check(cpu: Cpu) -> None:
     """The scenario's look at what the run has left.
 
     Context: as run_rows().

@@ -4,6 +4,7 @@ A cell that dies or stands still is itself a finding: the run it was at is known
 """
 
 import ctypes
+import faulthandler
 import mmap
 import os
 import signal
@@ -11,7 +12,7 @@ import struct
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_any
 from typing import Any
 
@@ -104,7 +105,8 @@ class Explorer:
             receiver, sender = self._context.Pipe(duplex=False)
             words = mmap.mmap(-1, 16)
             core = self.cores[number % len(self.cores)]
-            process = self._context.Process(target=_cell, args=(self, number, core, deadline, sender, words, os.getpid()), daemon=True)
+            arguments = (self, number, core, deadline, sender, words, os.getpid())
+            process = self._context.Process(target=_cell, args=arguments, daemon=True)
             process.start()
             sender.close()
             self._cells[number] = (process, receiver, words)
@@ -184,6 +186,7 @@ def _receive(receiver: Any) -> Any:
 def _settle(parent: int) -> None:
     """A cell ends with its parent, and leaves Ctrl-C to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.disable()  # A crash here is a finding, told by the parent.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(0)
@@ -216,8 +219,9 @@ def _cell(explorer: Explorer, number: int, core: int, deadline: float, sender: A
 def _autopsy(job: Job, variant: Variant | None, seed: int, sender: Any) -> None:
     """Repeat one run in a fork of a fresh cell."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.disable()
     try:
-        with Cell(replace(job)) as cell:
+        with Cell(job) as cell:
             if variant is not None:
                 variant.put()
             sender.send(("found", in_a_fork(cell, seed)))

@@ -21,7 +21,7 @@ from stress.exploring.job import Failure, Job, Tally
 from stress.exploring.shrink import Shrinker
 from stress.exploring.token import Token, fingerprint
 from stress.rundir import make_run_dir
-from stress.scenarios import scenario_named
+from stress.scenarios.registry import scenario_named
 
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 4}
 CLEAN_RUNS_BOUND = 3
@@ -89,9 +89,9 @@ def summary(job: Job, explored: Explored, seconds: float, token: Token | None) -
                        "function": failure.function, "token": str(token), "preemptions": failure.preemptions}]
     per_second = tally.schedules / tally.seconds if tally.seconds else 0.0
     return {"verdict": explored.verdict, "scenario": job.scenario, "strategy": job.strategy, "depth": job.depth,
-            "order": job.order, "seed": job.seed, "schedules": tally.schedules, "distinct": tally.distinct, "steps": tally.steps,
-            "states": tally.states, "seconds": round(seconds, 3), "schedules_per_second": round(per_second),
-            "exhausted": tally.exhausted, "outcomes": tally.outcomes,
+            "order": job.order, "seed": job.seed, "schedules": tally.schedules, "distinct": tally.distinct,
+            "steps": tally.steps, "states": tally.states, "seconds": round(seconds, 3),
+            "schedules_per_second": round(per_second), "exhausted": tally.exhausted, "outcomes": tally.outcomes,
             "bound": CLEAN_RUNS_BOUND / tally.schedules if tally.schedules and not failure else None,
             "token": str(token) if token else None, "violations": violations}
 
@@ -108,7 +108,8 @@ def _say(options: ExploreOptions, data: dict[str, Any], explored: Explored) -> N
             out.print(f"  {count:>10}  {name}", highlight=False)
         return
     failure = explored.failure
-    for line in (f"{failure.kind}: {failure.symptom}", f"after {failure.runs} runs; shrunk to {failure.preemptions} preemptions",
+    for line in (f"{failure.kind}: {failure.symptom}",
+                 f"after {failure.runs} runs; shrunk to {failure.preemptions} preemptions",
                  f"again: concur-thp replay {data['token']}"):
         print(line, file=sys.stderr)
 

@@ -1,7 +1,8 @@
 """From the run that failed to the simplest that fails alike: fewer preemptions, fewer steps, fewer CPUs.
 
-Three ways, each tried as long as it helps and there is time: look for a failure with fewer change points (at tens of thousands of
-schedules a second that is quicker than thinking); let a CPU that was stopped go on; leave a step of a program out.
+Three ways, each tried as long as it helps and there is time: look for a failure with fewer change points (at tens of
+thousands of schedules a second that is quicker than thinking); let a CPU that was stopped go on; leave a step of a program
+out.
 """
 
 import time
@@ -12,7 +13,7 @@ from concur_thp.rules.variant import Variant
 from concur_thp.sched.state import Reason
 from stress.exploring.cell import Cell
 from stress.exploring.job import Failure, Job, Schedule
-from stress.scenarios import scenario_named
+from stress.scenarios.registry import scenario_named
 
 TRIES = 3000
 """Schedules for each attempt at a simpler failure."""

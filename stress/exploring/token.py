@@ -39,7 +39,8 @@ class Token:
 
     def __str__(self) -> str:
         job = {name: value for name, value in vars(self.job).items() if name != "plan" and value != getattr(Job, name, None)}
-        data = {"job": job, "plan": [list(s) for s in self.job.plan], "kind": self.kind, "symptom": self.symptom, "code": self.code}
+        plan = [list(stretch) for stretch in self.job.plan]
+        data = {"job": job, "plan": plan, "kind": self.kind, "symptom": self.symptom, "code": self.code}
         packed = zlib.compress(json.dumps(data, separators=(",", ":")).encode(), 9)
         return PREFIX + base64.urlsafe_b64encode(packed).decode().rstrip("=")
 
@@ -50,8 +51,8 @@ class Token:
         if not text.startswith(PREFIX):
             path = Path(text)
             if not path.is_file():
-                raise Misuse(f"{text[:60]!r} is neither a token ({PREFIX}...) nor a file with one: pass the token that a failure "
-                             "printed, or the file token.txt of its run")
+                raise Misuse(f"{text[:60]!r} is neither a token ({PREFIX}...) nor a file with one: pass the token that a "
+                             "failure printed, or the file token.txt of its run")
             text = path.read_text().strip()
         try:
             packed = base64.urlsafe_b64decode(text.removeprefix(PREFIX) + "==")

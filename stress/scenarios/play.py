@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,18 +88,18 @@ class Rounds:
         return self._known[key]
 
 
-def machine_config(scenario: Scenario, order: int, cpus: int, seed: int) -> MachineConfig:
+def machine_config(scenario: Scenario, order: int, cpus: int, seed: int, *, controlled: bool = False) -> MachineConfig:
     """The smallest machine that does it: fast to audit, fast to restore."""
     return MachineConfig(cpus=cpus, memory=parse_size(MEMORY[order]), order=order, seed=seed, mms=16, vmas=256, files=8,
-                         file_pages=2048, swap=parse_size(SWAP[order]) if scenario.swap else 0)
+                         file_pages=2048, swap=parse_size(SWAP[order]) if scenario.swap else 0, controlled=controlled)
 
 
-def prepare(scenario: Scenario, cpus: int) -> Rounds:
-    """Load a scenario into the booted machine; CPUs beyond its own are bystanders."""
+def prepare(scenario: Scenario, cpus: int, instead: Mapping[int, Program] | None = None) -> Rounds:
+    """Load a scenario into the booted machine; CPUs beyond its own are bystanders. `instead`: programs in place of its own."""
     init_spaces()
     for name, value in {**SWITCHES, **scenario.switches}.items():
         set_switch(name, value)
-    programs = dict(scenario.programs)
+    programs = {**scenario.programs, **(instead or {})}
     if cpus > len(scenario.cpus):
         programs[SETUP] = parse_program(BYSTANDER_SETUP) + programs[SETUP]
         for number in range(len(scenario.cpus), cpus):

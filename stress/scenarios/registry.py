@@ -1,5 +1,7 @@
 """All scenarios by name, and the pairs of Appendix B that they play."""
 
+from difflib import get_close_matches
+
 from concur_thp.errors import Misuse
 from stress.scenarios import collapses, faults, moves, pressure, splits, zap
 from stress.scenarios.scenario import Scenario
@@ -43,6 +45,14 @@ PAIRS = {
     30: "two unmappings, or truncation and munmap, of a file",
 }
 """Appendix B of the semantics, in short."""
+
+
+def scenario_named(name: str) -> Scenario:
+    """The scenario of this name; others of a similar name are said when there is none."""
+    if name not in SCENARIOS:
+        near = get_close_matches(name, SCENARIOS, n=4, cutoff=0.4)
+        raise Misuse(f"there is no scenario {name!r}: pass {' or '.join(near) or 'one of ' + ', '.join(sorted(SCENARIOS))}")
+    return SCENARIOS[name]
 
 
 def find(names: tuple[str, ...]) -> list[Scenario]:
