@@ -1,6 +1,8 @@
 """Faults on empty ptes: anonymous memory, and small pages of files. (Linux: mm/memory.c)
 
-What can fail or sleep comes first; then, under the pte ptl, one look decides whether the pte is still empty.
+What can fail or sleep comes first; then, under the pte ptl, one look decides whether the pte is still empty. Reclaim on
+another CPU may have emptied it and not have flushed yet; a third CPU would go on reading the old frame from its TLB while
+the program writes to the new one. So whoever fills a pte flushes first on reclaim's behalf (K19).
 """
 
 from concur_thp.arch.bug import bug_on
@@ -40,6 +42,7 @@ from concur_thp.mm.pgtable_generic import pmd_trans_unstable
 from concur_thp.mm.pte import mk_pte, pte_alloc
 from concur_thp.mm.rmap import page_add_file_rmap, page_add_new_anon_rmap
 from concur_thp.mm.swap import lru_cache_add_active_or_unevictable, put_page
+from concur_thp.mm.tlb_batch import flush_tlb_batched_pending
 from concur_thp.mm.vma_prot import vma_prot_bits
 from concur_thp.mm.vma_tree import linear_page_index
 from concur_thp.sync.spinlock import spin_lock, spin_unlock
@@ -49,10 +52,10 @@ from concur_thp.sync.spinlock import spin_lock, spin_unlock
 def do_anonymous_page(cpu: Cpu, vma: Vma, addr: int, flags: int, pmd: Entry):
     """First touch of a page of private anonymous memory: the zero page for a read, else a page of zeroes.
 
-    Context: mmap_sem read. May sleep. Takes the pte ptl. No flush: nothing was present.
+    Context: mmap_sem read. May sleep. Takes the pte ptl. No flush of its own: nothing was present.
     Return: 0, VM_FAULT_OOM or VM_FAULT_SIGBUS.
     Linux: mm/memory.c do_anonymous_page
-    Differs: no oom reaper, so the address space is always stable.
+    Differs: no oom reaper, so the address space is always stable. Flushes for reclaim (K19), here and in finish_fault().
     """
     if vma.vm_flags & VM_SHARED:
         return VM_FAULT_SIGBUS
@@ -80,6 +83,7 @@ def do_anonymous_page(cpu: Cpu, vma: Vma, addr: int, flags: int, pmd: Entry):
         spin_unlock(cpu, ptl)
         put_page(cpu, page)
         return 0
+    flush_tlb_batched_pending(cpu, mms[vma.vm_mm])
     map_new_anon_page(cpu, vma, addr, page)
     set_entry(pte, maybe_mkwrite(mk_pte(page, vma) | _PAGE_DIRTY, vma))
     spin_unlock(cpu, ptl)
@@ -95,6 +99,7 @@ def map_zero_page(cpu: Cpu, vma: Vma, addr: int, pmd: Entry):
     spin_lock(cpu, ptl)
     point(cpu, Point.PTE_FAULT_LOCKED)
     if pte_none(pte.val.read()):
+        flush_tlb_batched_pending(cpu, mms[vma.vm_mm])
         set_entry(pte, mk_entry(pgdat.zero_pfn, vma_prot_bits(vma) | _PAGE_ACCESSED | _PAGE_SPECIAL))
     spin_unlock(cpu, ptl)
 
@@ -203,9 +208,10 @@ def do_shared_fault(cpu: Cpu, vma: Vma, addr: int, flags: int, pmd: Entry):
 def finish_fault(cpu: Cpu, vma: Vma, addr: int, flags: int, pmd: Entry, page: Page):
     """Map a page, taking over a reference, unless another CPU was faster.
 
-    Context: mmap_sem read; the file's page is locked. Takes the pte ptl. No flush: nothing was present.
+    Context: mmap_sem read; the file's page is locked. Takes the pte ptl. No flush of its own: nothing was present.
     Return: 0; VM_FAULT_NOPAGE: not mapped, look anew; VM_FAULT_OOM.
     Linux: mm/memory.c finish_fault, alloc_set_pte
+    Differs: files have small pages only. Flushes for reclaim (K19).
     """
     bug_on(cpu, not TestFlag(page, PG_uptodate), "finish_fault: page has no content (values: pfn, address)",
            page_to_pfn(page), addr)
@@ -222,6 +228,7 @@ def finish_fault(cpu: Cpu, vma: Vma, addr: int, flags: int, pmd: Entry, page: Pa
     if not pte_none(pte.val.read()):
         spin_unlock(cpu, ptl)
         return VM_FAULT_NOPAGE
+    flush_tlb_batched_pending(cpu, mms[vma.vm_mm])
     entry = mk_pte(page, vma)
     if flags & FAULT_FLAG_WRITE:
         entry = maybe_mkwrite(entry | _PAGE_DIRTY, vma)

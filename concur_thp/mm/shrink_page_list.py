@@ -209,6 +209,7 @@ def shrink_page_list(cpu: Cpu, pages: PageList):
                    "shrink_page_list: a page it keeps is on the LRU (value: pfn)", page_to_pfn(page), verdict)
             list_add(kept, page)
         page = list_pop(pages)
+    point(cpu, Point.RECLAIM_UNFLUSHED)
     try_to_unmap_flush(cpu)  # Before any of them is anybody else's page.
     free_unref_pages(cpu, page_list(cpu, LIST_FREE))
     return reclaimed

@@ -58,6 +58,7 @@ from concur_thp.mm.swap_reuse import reuse_swap_page
 from concur_thp.mm.swap_state import add_to_swap_cache, lookup_swap_cache, try_to_free_swap
 from concur_thp.mm.swapfile import swap_free, swapcache_prepare
 from concur_thp.mm.swapops import pte_to_swp_entry
+from concur_thp.mm.tlb_batch import flush_tlb_batched_pending
 from concur_thp.mm.vmstat import Stat, count_vm_event
 from concur_thp.mm.wp import do_wp_page
 from concur_thp.sync.rwsem import up_read
@@ -185,10 +186,13 @@ def map_swap_page(cpu: Cpu, vma: Vma, addr: int, pmd: Entry, pte: Entry, ptl: Sp
     Context: page lock and pte ptl held, the pte is the page's entry; both are released. May sleep afterwards.
     Return: VM_FAULT_* bits.
     Linux: mm/memory.c do_swap_page, from pte_same() on
+    Differs: flushes for reclaim (K19).
     """
     mm = mms[vma.vm_mm]
     entry = page.private
     bug_on(cpu, TestFlag(page, PG_uptodate) == 0, "do_swap_page: not uptodate (values: pfn, slot)", page_to_pfn(page), entry)
+    # It may be a new frame: reclaim drops a clean page before it flushes, and another CPU may still read the old one (K19).
+    flush_tlb_batched_pending(cpu, mm)
     mm.rss[MM_ANONPAGES].add(1)
     mm.rss[MM_SWAPENTS].sub(1)
     value = mk_pte(page, vma) | pte.val.read() & _PAGE_SOFT_DIRTY

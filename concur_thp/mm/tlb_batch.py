@@ -3,7 +3,7 @@
     try_to_unmap, under the ptl   entry down; set_tlb_ubc_flush_pending()
     before IO on a dirty page     try_to_unmap_flush_dirty(): no CPU writes to the page any more
     before a page is freed        try_to_unmap_flush(): no CPU reads it any more
-    anybody else under a ptl      flush_tlb_batched_pending(mm), before it trusts an entry to be gone
+    anybody else under a ptl      flush_tlb_batched_pending(mm), before it trusts an entry to be gone, or fills it (K19)
 
 (Linux: mm/rmap.c; arch/x86/include/asm/tlbflush.h, struct arch_tlbflush_unmap_batch)
 """
