@@ -41,7 +41,7 @@ from workers.kswapd import kswapd
 from workers.launch import Crew, Outcome, Role
 from workers.scanner import scanner
 
-EXIT = {"done": 0, "bug": 1, "killed": 4, "hung": 1, "broken": 3, "interrupted": 4}
+EXIT = {"done": 0, "bug": 1, "crashed": 1, "killed": 4, "hung": 1, "broken": 3, "interrupted": 4}
 """Exit status by Outcome.kind, when the audit is clean."""
 MIX_SLEEP_MS = 10
 """khugepaged's sleep under a mix: it should race, not rest."""

@@ -36,7 +36,7 @@ def summary(run: Any, run_dir: Path) -> dict[str, Any]:
 def _violations(run: Any) -> list[dict[str, Any]]:
     rows = [{"rule": v.law, "invariant": v.law, "symptom": v.what, "cpu": None, "function": None, "token": None}
             for v in run.audit.violations]
-    if run.outcome.kind in ("bug", "hung"):
+    if run.outcome.kind in ("bug", "crashed", "hung"):
         what = run.outcome.what
         law = what.partition(":")[0] if ":" in what[:10] else run.outcome.kind
         function = what.partition(" in ")[2].partition(" on cpu")[0] or None

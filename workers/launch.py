@@ -27,6 +27,8 @@ from concur_thp.machine import Machine
 TICK_SECONDS = 0.05
 HUNG_SECONDS = 20.0
 """A CPU that counted no operation and no lock operation for so long, while others could run, is hung."""
+CRASHES = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL")
+"""Signals that a process sends itself: native kernel code went astray, which the emulated kernel must not."""
 GRACE_SECONDS = 5.0
 """How long CPUs may take to finish their operation once asked to stop."""
 PR_SET_PDEATHSIG = 1
@@ -45,7 +47,7 @@ class Role:
 
 @dataclass
 class Outcome:
-    """How a run ended. `kind`: done, bug, killed, hung, broken (our own fault) or interrupted."""
+    """How a run ended. `kind`: done, bug, crashed, killed, hung, broken (our own fault) or interrupted."""
 
     kind: str = "done"
     cpu: int = -1
@@ -142,7 +144,8 @@ class Crew:
         if code is not None and code < 0:
             name = signal.Signals(-code).name
             what = f"cpu {role.cpu} ({role.name}, pid {process.pid}) was ended by {name}"
-            self.outcome = Outcome("killed", role.cpu, what, self._report(what), self.outcome.results)
+            kind = "crashed" if name in CRASHES else "killed"
+            self.outcome = Outcome(kind, role.cpu, what, self._report(what), self.outcome.results)
         else:
             what = f"cpu {role.cpu} ({role.name}) ended with status {code}"
             self.outcome = Outcome("broken", role.cpu, what, self._report(what), self.outcome.results)

@@ -1,5 +1,7 @@
 """Races of what moves: migration of pages to other frames, mremap of entries to other places."""
 
+from typing import Any
+
 from concur_thp.program.table import LOOK_DIRTY, LOOK_HUGE, LOOK_PTE, LOOK_WRITE
 from stress.scenarios.scenario import Outcome, Scenario
 from stress.scenarios.setups import EAGAIN, EBUSY, EFAULT, ESRCH, HUGE
@@ -7,20 +9,20 @@ from stress.scenarios.setups import EAGAIN, EBUSY, EFAULT, ESRCH, HUGE
 FRESH = LOOK_WRITE | LOOK_DIRTY
 WRITE = {LOOK_WRITE, FRESH}
 
+_PINNED: dict[str, Any] = dict(pinned=1, stored=0, word=(0, 77), again=0, kept=(0, 88), old=("1h-1", 0))
+_UNPINNED: dict[str, Any] = dict(pinned=0, stored=ESRCH, word=(ESRCH, 0), again=ESRCH, kept=(0, 103), old=("1h", 0))
+
 MIGRATE_VS_PIN = Scenario(
     "migrate_vs_pin", "a huge page is migrated while gup-fast pins a part of it and writes through the pin", (21,),
     ("R7", "X24", "X28", "I12"),
     HUGE,
-    ("moved: migrate_frame 0 whole", "enter 0; pinned: pin 0 3 fast_only_write; stored: pin_store 0 77; word: pin_load 0"),
-    "enter 0; kind: look 0 0; kept: load 3; old: count 0 1h 100; same: same 0 0",
+    ("enter 0; pinned: pin 0 3 fast_only_write; stored: pin_store 0 77; word: pin_load 0", "moved: migrate_frame 0 whole"),
+    "enter 0; kind: look 0 0; again: pin_store 0 88; kept: load 3; old: count 0 1h 100; same: same 0 0",
     (
-        Outcome("pinned: it stays where it was", moved=EBUSY, pinned=1, stored=0, word=(0, 77), kept=(0, 77), same=1,
-                old=("1h-1", 0)),
-        Outcome("migrated, then pinned", moved=0, pinned=1, stored=0, word=(0, 77), kept=(0, 77), same=0, old=("1h-1", 0)),
-        Outcome("migrated, and gup-fast met a migration entry", moved=0, pinned=0, stored=ESRCH, word=(ESRCH, 0),
-                kept=(0, 103), same=0, old=("1h", 0)),
-        Outcome("in each other's way: a reference that was given back", moved=EBUSY, pinned=0, stored=ESRCH, word=(ESRCH, 0),
-                kept=(0, 103), same=1, old=("1h", 0), must=False),
+        Outcome("pinned: it stays where it was", moved=EBUSY, same=1, **_PINNED),
+        Outcome("migrated, then pinned", moved=0, same=0, **_PINNED),
+        Outcome("migrated, and gup-fast met a migration entry", moved=0, same=0, **_UNPINNED),
+        Outcome("in each other's way: a reference that was given back", moved=EBUSY, same=1, must=False, **_UNPINNED),
     ),
     always=dict(kind=(LOOK_HUGE, WRITE)))
 
@@ -63,9 +65,18 @@ MREMAP_VS_MIGRATE = Scenario(
     "mremap_vs_migrate", "a huge page's entry moves to another table while an rmap walk looks for it, for a migration",
     (22,), ("R13", "X9", "X12"),
     HUGE,
-    ("enter 0; move 0 1h 1g", "moved: migrate_frame 0 whole"),
-    "enter 0; gone: load 0; kind: look 0 1g; old: count 1g 1h 100; same: same 0 1g",
-    (Outcome("found, and migrated", moved=0, same=0, gone=(EFAULT, 0), kind=(LOOK_HUGE, WRITE), old=("1h", 0)),))
+    ("enter 0; move 0 1h 1g", "moved: migrate_frame 0 whole", "enter 0; first: store 3 7; stored: store 3 8"),
+    "enter 0; gone: load 0; kind: look 0 1g; third: load 1g+3; old: count 1g 1h 100; same: same 0 1g",
+    (
+        Outcome("found, and migrated; stored at the old place", first=0, stored=0, third=(0, 8), old=("1h-1", 0)),
+        Outcome("found, and migrated; moved between two stores", first=0, stored=EFAULT, third=(0, 7), old=("1h-1", 0),
+                must=False),
+        Outcome("found, and migrated; moved before it was stored into", first=EFAULT, stored=EFAULT, third=(0, 103),
+                old=("1h", 0)),
+        Outcome("not migrated: a store waited for it with a reference", moved=EBUSY, same=1, first=0, stored={0, EFAULT},
+                third=(0, {7, 8}), old=("1h-1", 0), must=False),
+    ),
+    always=dict(moved=0, same=0, gone=(EFAULT, 0), kind=(LOOK_HUGE, WRITE)))
 
 MREMAP_VS_SPLIT = Scenario(
     "mremap_vs_split", "the ptes of a huge page move to unaligned places while an rmap walk looks for them, for a split",

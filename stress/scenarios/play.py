@@ -50,7 +50,7 @@ class Played:
 
     @property
     def failed(self) -> bool:
-        return bool(self.unlisted or self.violations) or self.crew.kind in ("bug", "hung")
+        return bool(self.unlisted or self.violations) or self.crew.kind in ("bug", "crashed", "hung")
 
 
 class Rounds:

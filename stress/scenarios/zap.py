@@ -29,7 +29,20 @@ DONTNEED_VS_MPROTECT = Scenario(
     (Outcome("data gone, and the new protection", kind=(LOOK_NONE, 0), store=EFAULT, old=(0, "1h"), pages=(0, 0)),))
 
 DONTNEED_VS_DONTNEED = Scenario(
-    "dontneed_vs_dontneed", "three overlapping partial DONTNEEDs of one huge page", (5,), ("R18", "R19", "R38", "R39", "I8"),
+    "dontneed_vs_dontneed", "a huge page is thrown away at once, in parts, and by two at a time", (5,),
+    ("R14", "R18", "R19", "R20"),
+    HUGE,
+    ("enter 0; advise 0 1h dontneed", "enter 0; advise 0 4e dontneed; low: load 0", "enter 0; advise 0 1h dontneed"),
+    "enter 0; pages: rss 0; queue: queued; old: count 0 1h 100",
+    (
+        Outcome("zapped whole", thp_split_pmd=0),
+        Outcome("split first, then zapped page by page", thp_split_pmd={1, 2}),
+    ),
+    always=dict(low=(0, 0), pages=(0, 0), queue=0, old=(0, "1h")))
+
+PARTIAL_DONTNEED_VS_DONTNEED = Scenario(
+    "partial_dontneed_vs_dontneed", "three overlapping partial DONTNEEDs of one huge page", (5,),
+    ("R18", "R19", "R38", "R39", "I8"),
     HUGE,
     ("enter 0; advise 0 4e dontneed", "enter 0; advise 2e 4e dontneed", "enter 0; advise 3e 1e dontneed"),
     "enter 0; pages: rss 0; kind: look 0 6e; gone: look 0 3e; queue: queued; split: drain_split 4; after: queued; "
@@ -77,5 +90,5 @@ MADV_FREE_VS_WRITE = Scenario(
     always=dict(kept=(0, 7), old=(range(1 << 20), range(1 << 20)), reclaimed=frozenset({EFAULT, EBUSY, *range(513)})),
     swap=True)
 
-SCENARIOS = (DONTNEED_VS_HUGE_FAULT, DONTNEED_VS_MPROTECT, DONTNEED_VS_DONTNEED, DONTNEED_VS_SPLIT_PMD, MUNMAP_VS_FAULT,
-             MADV_FREE_VS_WRITE)
+SCENARIOS = (DONTNEED_VS_HUGE_FAULT, DONTNEED_VS_MPROTECT, DONTNEED_VS_DONTNEED, PARTIAL_DONTNEED_VS_DONTNEED,
+             DONTNEED_VS_SPLIT_PMD, MUNMAP_VS_FAULT, MADV_FREE_VS_WRITE)

@@ -1,14 +1,19 @@
 """Races played for real, for a moment: listed outcomes pass, everything else is found and reported."""
 
+import faulthandler
 import json
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 
+from concur_thp.machine import Machine
 from stress.scenarios.registry import SCENARIOS
 from stress.scenarios.run import RaceOptions, again, failure_lines, run_races, run_scenario
+from workers.launch import Crew, Role
 
 COMMAND = [sys.executable, "-m", "concur_thp", "races"]
 GOOD = SCENARIOS["dontneed_vs_split_pmd"]
@@ -54,6 +59,20 @@ def test_a_broken_rule_is_found_and_reported(tmp_path):
     report = run_scenario(options(tmp_path), scenario, _silent())
     assert report.verdict == "found" and report.played["free"].crew.kind == "bug"
     assert any("does not expect" in line for line in failure_lines(options(tmp_path), report))
+
+
+@pytest.mark.parametrize("number, kind", [(signal.SIGSEGV, "crashed"), (signal.SIGKILL, "killed")])
+def test_a_crash_is_told_from_a_kill(number, kind):
+    """Native code that follows a wild pointer is the emulated kernel's fault; a kill comes from outside."""
+    role = Role("cpu0", 0, lambda machine, cpu: _end_by(number))
+    with Machine(memory="4M", order=3, cpus=1) as machine, Crew(machine, [role]) as crew:
+        outcome = crew.watch(30)
+    assert outcome.kind == kind and f"was ended by {number.name}" in outcome.what
+
+
+def _end_by(number):
+    faulthandler.disable()
+    os.kill(os.getpid(), number)
 
 
 def test_whatever_a_scenario_makes_is_cleared_away(tmp_path):
