@@ -11,6 +11,7 @@ from concur_thp.config import HPAGE_PMD_SIZE, PAGE_SIZE
 from concur_thp.mm.errno import ENOMEM
 from concur_thp.mm.flags import VM_MAYWRITE, VM_SHARED
 from concur_thp.mm.huge_memory import copy_huge_pmd
+from concur_thp.mm.huge_split_pmd import split_if_unaware
 from concur_thp.mm.migration_entry import (
     assert_migrating,
     is_write_migration_entry,
@@ -78,6 +79,7 @@ def copy_page_range(cpu: Cpu, dst_mm: Mm, src_mm: Mm, vma: Vma):
 def copy_pmd(cpu: Cpu, dst_mm: Mm, src_mm: Mm, vma: Vma, addr: int, end: int):
     """What one pmd covers of the vma. (Linux: copy_pmd_range, the body of its loop)"""
     src_pmd = mm_pmd(src_mm, addr)
+    split_if_unaware(cpu, vma, src_pmd, addr)
     value = src_pmd.val.load()
     error = 0
     if not pmd_none(value):

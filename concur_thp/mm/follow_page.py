@@ -21,7 +21,7 @@ from concur_thp.mm.flags import (
     VM_LOCKED,
 )
 from concur_thp.mm.huge_entry import is_huge_zero_pmd, vma_is_anonymous
-from concur_thp.mm.huge_split_pmd import split_huge_pmd
+from concur_thp.mm.huge_split_pmd import split_huge_pmd, split_if_unaware
 from concur_thp.mm.mapcount import compound_mapcount, mapped_by_ptes
 from concur_thp.mm.migration_entry import migration_entry_wait, pmd_migration_entry_wait
 from concur_thp.mm.mlock import mlock_vma_page
@@ -91,6 +91,7 @@ def follow_page_mask(cpu: Cpu, vma: Vma, addr: int, flags: int):
     pmd = mm_pmd(mm, addr)
     if not pmd:
         return no_page_table(vma, flags)
+    split_if_unaware(cpu, vma, pmd, addr)
     pmdval = pmd.val.load()  # 3.14.1: read once; DONTNEED and faults of other threads change it meanwhile
     while True:
         if pmd_none(pmdval):

@@ -29,6 +29,7 @@ from concur_thp.mm.pgtable import (
 )
 from concur_thp.mm.rmap import clear_page_mlock
 from concur_thp.mm.swap import put_page
+from concur_thp.mm.thp_sysfs import thp
 from concur_thp.mm.vma_tree import vma_next
 from concur_thp.sync.spinlock import SpinLock, spin_lock, spin_unlock
 
@@ -39,6 +40,13 @@ def split_huge_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int):
     seen = pmd.val.load()
     if is_swap_pmd(seen) or pmd_trans_huge(seen):
         __split_huge_pmd(cpu, vma, pmd, addr, 0, Page(0))
+
+
+@inline
+def split_if_unaware(cpu: Cpu, vma: Vma, pmd: Entry, addr: int):
+    """With the switch force_split_pmd this walker knows nothing of huge pmds, and this is the line that makes it right."""
+    if thp.force_split_pmd != 0:
+        split_huge_pmd(cpu, vma, pmd, addr)
 
 
 @kernel

@@ -7,6 +7,7 @@ from concur_thp.config import PAGE_SIZE
 from concur_thp.mm.errno import EINVAL
 from concur_thp.mm.huge_entry import vma_is_anonymous
 from concur_thp.mm.huge_memory import madvise_free_huge_pmd
+from concur_thp.mm.huge_split_pmd import split_if_unaware
 from concur_thp.mm.mm_types import MM_SWAPENTS, Entry, Page, Vma, mms
 from concur_thp.mm.mmu_gather import tlb_finish_mmu, tlb_gather_mmu, tlb_record
 from concur_thp.mm.page_flags import ClearFlag, PageCompound, PageSwapCache, PG_dirty, TestFlag
@@ -64,6 +65,7 @@ def madvise_free_single_vma(cpu: Cpu, vma: Vma, start: int, end: int):
 @inline
 def madvise_free_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, end: int):
     """What one pmd covers of the range."""
+    split_if_unaware(cpu, vma, pmd, addr)
     old = pmd.val.load()
     done = pmd_none(old)
     if pmd_trans_huge(old):

@@ -9,6 +9,7 @@ from concur_thp.arch.tlbflush import flush_tlb_mm_range
 from concur_thp.config import HPAGE_PMD_SIZE, PAGE_SIZE, PMD_MASK, PMD_SIZE
 from concur_thp.mm.anon_vma import anon_vma_lock_write, anon_vma_unlock_write
 from concur_thp.mm.huge_memory import move_huge_pmd, split_huge_pmd
+from concur_thp.mm.huge_split_pmd import split_if_unaware
 from concur_thp.mm.mm_types import Entry, Vma, anon_vmas, files, mms
 from concur_thp.mm.pgtable import (
     get_and_clear,
@@ -94,6 +95,7 @@ def move_whole_pmd(cpu: Cpu, vma: Vma, old_addr: int, new_addr: int, old_end: in
     Linux: mm/mremap.c move_page_tables, its huge half
     Differs: with the switch mremap_split it never moves huge pmds, the one-line way of R13.
     """
+    split_if_unaware(cpu, vma, old_pmd, old_addr)
     old = old_pmd.val.load()
     if not is_swap_pmd(old) and not pmd_trans_huge(old):
         return 0

@@ -9,6 +9,7 @@ from concur_thp.mm.errno import EACCES, EINVAL, ENOMEM
 from concur_thp.mm.flags import PROT_EXEC, PROT_READ, PROT_WRITE, VM_ACCESS
 from concur_thp.mm.huge_entry import PROTECTION
 from concur_thp.mm.huge_memory import __split_huge_pmd, change_huge_pmd
+from concur_thp.mm.huge_split_pmd import split_if_unaware
 from concur_thp.mm.mm_types import Entry, Mm, Page, Vma, mms
 from concur_thp.mm.munmap import PAGE_ALIGN
 from concur_thp.mm.pgtable import (
@@ -84,6 +85,7 @@ def change_pte_range(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, end: int, newpro
 @inline
 def change_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, end: int, newprot: int):
     """What one pmd covers of the range. Returns the pages changed."""
+    split_if_unaware(cpu, vma, pmd, addr)
     old = pmd.val.load()
     if pmd_none(old):
         return 0

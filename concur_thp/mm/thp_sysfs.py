@@ -41,6 +41,7 @@ class ThpSwitches(Struct, size=128):
     max_ptes_none = field(I64, "const", "empty ptes that a range to collapse may have")
     max_ptes_swap = field(I64, "const", "swapped ptes that it may have")
     mremap_split = field(I32, "const", "1: mremap splits every huge pmd (R13) instead of moving it")
+    force_split_pmd = field(I32, "const", "1: every walker splits huge pmds first, as one that knows nothing of them (R14)")
     k5_young_half = field(I32, "const", "1: collapse wants half of the ptes young, as v4.20 does (K5)")
     swap_whole_thp = field(I32, "const", "1: a THP is swapped out in one piece where there is room; 0: always split first")
 
@@ -87,10 +88,11 @@ SWITCHES = {
     "khugepaged/max_ptes_swap": Switch("max_ptes_swap", lambda: int(HPAGE_PMD_NR // 8),
                                        highest=lambda: int(HPAGE_PMD_NR - 1)),
     "mremap_split": _flag("mremap_split", 0),
+    "force_split_pmd": _flag("force_split_pmd", 0),
     "k5_young_half": _flag("k5_young_half", 1),
     "swap_whole_thp": _flag("swap_whole_thp", 1),
 }
-"""Files that can be written. The last three are this emulator's own."""
+"""Files that can be written. The last four are this emulator's own."""
 
 READ_ONLY: dict[str, Callable[[], int]] = {
     "hpage_pmd_size": lambda: int(HPAGE_PMD_SIZE),

@@ -12,6 +12,7 @@ from concur_thp.arch.points import Point
 from concur_thp.config import HPAGE_PMD_SIZE, PAGE_SIZE
 from concur_thp.mm.filemap import mm_counter_file
 from concur_thp.mm.huge_memory import __split_huge_pmd, zap_huge_pmd
+from concur_thp.mm.huge_split_pmd import split_if_unaware
 from concur_thp.mm.migration_entry import assert_migrating, migration_entry_to_page
 from concur_thp.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, Entry, Mm, Page, Vma, mms
 from concur_thp.mm.mmu_gather import (
@@ -84,6 +85,7 @@ def unmap_page_range(cpu: Cpu, vma: Vma, addr: int, end: int):
 @inline
 def zap_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, end: int):
     """What one pmd covers of the range. (Linux: zap_pmd_range, the body of its loop)"""
+    split_if_unaware(cpu, vma, pmd, addr)
     value = pmd.val.load()
     if value != 0:
         point(cpu, Point.ZAP_PMD_LOOKED)

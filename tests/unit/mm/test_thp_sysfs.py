@@ -31,6 +31,7 @@ def test_defaults(order: int) -> None:
         "khugepaged/max_ptes_none": str(n - 1),
         "khugepaged/max_ptes_swap": str(n // 8),
         "mremap_split": "0",
+        "force_split_pmd": "0",
         "k5_young_half": "1",
         "swap_whole_thp": "1",
         "hpage_pmd_size": str(4096 * n),
