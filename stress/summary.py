@@ -13,6 +13,21 @@ from stress.progress import operations_done
 from stress.recordings.count import faults_by_region, recorded_by_region, tasks_of
 from stress.replay import Replay
 
+HAPPENED: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
+    ("huge pages", (("thp_fault_alloc", "faulted in"), ("thp_fault_fallback", "fell back"),
+                    ("thp_collapse_alloc", "collapses begun"), ("khugepaged_pages_collapsed", "done"))),
+    ("splits", (("thp_split_pmd", "pmds"), ("thp_split_page", "pages"), ("thp_split_page_failed", "refused"),
+                ("thp_deferred_split_page", "queued for later"), ("deferred_split_drained", "of the queue split"))),
+    ("reclaim", (("allocstall", "direct"), ("pageoutrun", "by kswapd"), ("pgsteal_direct", "pages direct"),
+                 ("pgsteal_kswapd", "by kswapd"), ("pglazyfreed", "lazily freed"), ("alloc_failed", "out of memory"))),
+    ("swap", (("pswpout", "pages out"), ("pswpin", "in"), ("thp_swpout", "THPs whole"),
+              ("thp_swpout_fallback", "THPs split for it"))),
+    ("moved", (("pgmigrate_success", "pages migrated"), ("pgmigrate_fail", "not"), ("thp_migration_success", "THPs"),
+               ("thp_migration_fail", "not"), ("compact_stall", "direct compactions"), ("compact_success", "with success"))),
+    ("by frame", (("pfn_scan_got", "looked at by the scanner"), ("pfn_scan_missed", "not to be had"),
+                  ("memory_failure", "memory failures"), ("memory_unpoisoned", "given back"))),
+)
+"""Rows of the closing table: what happened, by counters of vmstat. What never happened is left out."""
 NEAR = 0.02
 """Replayed faults further than this from Linux's are explained by region."""
 
@@ -63,12 +78,9 @@ def closing_table(out: Console, run: Any, data: dict[str, Any]) -> None:
     stat = data["vmstat"]
     table.add_row("operations", f"{sum(data['operations'].values()):,} in {data['seconds']:.1f} s "
                                 f"({data['operations_per_second']:,} a second) on {data['cpus']} CPU processes")
-    table.add_row("huge pages", f"{stat['thp_fault_alloc']:,} faulted in, {stat['thp_fault_fallback']:,} fell back, "
-                                f"{stat['khugepaged_pages_collapsed']:,} collapsed")
-    table.add_row("splits", f"{stat['thp_split_pmd']:,} pmds; {stat['thp_deferred_split_page']:,} queued for later")
-    table.add_row("pressure", f"{stat['allocstall']:,} direct reclaims, {stat['pageoutrun']:,} of kswapd; "
-                              f"{stat['pgsteal_direct'] + stat['pgsteal_kswapd']:,} pages reclaimed; swapped "
-                              f"{stat['pswpout']:,} out, {stat['pswpin']:,} in, {stat['thp_swpout']:,} THPs whole")
+    for label, parts in HAPPENED:
+        if any(stat[name] for name, _ in parts):
+            table.add_row(label, ", ".join(f"{stat[name]:,} {what}" for name, what in parts))
     contended = sorted(data["lock_stat"], key=lambda row: -row["contentions"])[:4]
     table.add_row("contended", ", ".join(f"{row['name']} {row['contentions']:,}" for row in contended))
     table.add_row("audit", f"{data['audit']['checks']:,} checks, {data['audit']['failed']} failed")

@@ -100,6 +100,8 @@ def __alloc_pages_slowpath(cpu: Cpu, order: int, migratetype: int, gfp: int) -> 
     page = get_page_from_freelist(cpu, order, migratetype, WMARK_MIN)
     if not page and gfp & __GFP_DIRECT_RECLAIM:
         page = alloc_pages_direct(cpu, order, migratetype, gfp)
+        if not page and not costly(order):
+            count_vm_event(cpu, Stat.alloc_failed)
     return page
 
 

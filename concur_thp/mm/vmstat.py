@@ -79,6 +79,7 @@ class Stat(IntEnum):
     pfn_scan_got = 94  # references that the scanner of frames took
     pfn_scan_missed = 95  # and did not get: free, frozen, or changed while it looked
     deferred_split_drained = 96  # THPs split from the queue
+    alloc_failed = 97  # small pages that nobody could find: out of memory, the program gets -ENOMEM
 
 
 assert max(Stat) < NR_VMSTAT

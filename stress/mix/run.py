@@ -57,6 +57,7 @@ from stress.mix.state import (
     word_addr,
 )
 from stress.mix.table import OP_BASE, MixOp
+from stress.mix.walk import mix_walk
 
 EPISODE = 256
 """Most operations in one mm before the CPU goes elsewhere by itself."""
@@ -313,6 +314,8 @@ def mix_step(cpu: Cpu):
         status = mix_compact(cpu)
     elif op == MixOp.reclaim:
         mix_reclaim(cpu)
+    elif op == MixOp.walk:
+        mix_walk(cpu)
     elif op == MixOp.memory_failure:
         status = mix_memory_failure(cpu)
     elif op in (MixOp.mlock, MixOp.munlock):

@@ -40,6 +40,7 @@ class MixOp(IntEnum):
     mlock = 26
     munlock = 27
     memory_failure = 28
+    walk = 29
 
 
 class MixRow(NamedTuple):
@@ -80,6 +81,7 @@ MIX_TABLE = (
     MixRow(MixOp.mlock, 4, "mlock a range, as far as the limit of an mm goes"),
     MixRow(MixOp.munlock, 6, "munlock a range"),
     MixRow(MixOp.memory_failure, 1, "take the frame of a random address out of use as broken, or give one back"),
+    MixRow(MixOp.walk, 2, "make a range old, as a walker that knows nothing of huge pages and splits their pmds"),
 )
 
 assert [row.op for row in MIX_TABLE] == list(MixOp)
