@@ -20,6 +20,7 @@ from concur_thp.mm.swap import lru_add_drain
 from concur_thp.mm.swap_state import drop_swap_cache
 from concur_thp.mm.thp_sysfs import set_switch
 from concur_thp.mm.uaccess import user_load, user_store
+from tests.processes import run_all
 
 LOOKS = 8
 """Looks in a row, 2 ms apart, that find a CPU at the same place: it waits there."""
@@ -32,6 +33,8 @@ class Place:
         self.machine, self.cpu = machine, machine.cpu(0)
         self.words: dict[int, int] = {}
         """What a page has, if not its number."""
+        self.frame = 0
+        """A frame that it had at first."""
         self.start, self.n = 64 * int(HPAGE_PMD_SIZE), int(HPAGE_PMD_NR)
         self.mm = Mm(int(mm_alloc(self.cpu)))
         set_switch("enabled", "always" if huge else "never")
@@ -74,21 +77,27 @@ class Place:
 
     def finish(self) -> None:
         """The data is there, every law holds, and all is free when it is gone."""
-        with self.on(self.cpu):
-            for i in range(self.n):
-                assert user_load(self.cpu, self.at(i)) == 0 and self.cpu.scratch[0] == self.word(i)
-            lru_add_drain(self.cpu)
-            assert audit(self.machine.config).violations == []
-            assert vm_munmap(self.cpu, self.mm, self.start, int(HPAGE_PMD_SIZE)) == 0
-        cpu_resume(self.cpu)
-        mmput(self.cpu, self.mm)
+        run_all(self.machine, self.look)
+        assert audit(self.machine.config).violations == []
+        run_all(self.machine, self.leave)
+        assert audit(self.machine.config, expect_empty=True).violations == []
+
+    def look(self, cpu: Cpu) -> bool:
+        with self.on(cpu):
+            return all(user_load(cpu, self.at(i)) == 0 and cpu.scratch[0] == self.word(i) for i in range(self.n))
+
+    def leave(self, cpu: Cpu) -> bool:
+        with self.on(cpu):
+            assert vm_munmap(cpu, self.mm, self.start, int(HPAGE_PMD_SIZE)) == 0
+        cpu_resume(cpu)
+        mmput(cpu, self.mm)
         for number in range(2):
             lru_add_drain(self.machine.cpu(number))
-        drop_swap_cache(self.cpu)
+        drop_swap_cache(cpu)
         for number in range(2):
             lru_add_drain(self.machine.cpu(number))
             drain_pcp(self.machine.cpu(number))
-        assert audit(self.machine.config, expect_empty=True).violations == []
+        return True
 
 
 @contextmanager

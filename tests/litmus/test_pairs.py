@@ -8,9 +8,11 @@ from collections.abc import Callable
 
 import pytest
 
+from concur_thp.arch.bug import describe_bug
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.points import Point
 from concur_thp.arch.shared import SharedArray
+from concur_thp.arch.system import system
 from concur_thp.config import PAGE_SIZE
 from concur_thp.mm.collapse import collapse_huge_page
 from concur_thp.mm.compaction import compact_node
@@ -36,9 +38,11 @@ from concur_thp.mm.vmscan import shrink_active_list, shrink_inactive_list
 from concur_thp.sync.rwsem import down_read
 from tests.litmus.held import run_held
 from tests.litmus.place import Place, Waiting, place
+from tests.processes import run_all
 
 pair_pages = SharedArray("litmus_pair_pages", Slot, lambda config: 2)
-"""What gup-fast pins."""
+"""What gup-fast pins; and the head, pfn + 1, that take() still has a reference of."""
+TAKEN = 1
 
 Operation = Callable[[Place, Cpu], bool]
 """Done by a CPU that runs in the mm; says whether all was well."""
@@ -131,6 +135,23 @@ def pin(p: Place, cpu: Cpu) -> bool:
     return bool(good)
 
 
+def take(p: Place, cpu: Cpu) -> bool:
+    """A reference by the frame of page 3, kept: who needs the page for himself has to give up and undo."""
+    page = Page(int(mem_map[p.frame]))
+    head = Page(int(compound_head(page)))
+    if get_page_unless_zero(head):
+        if compound_head(page) == head:
+            pair_pages[TAKEN].value = mem_map.index(head) + 1
+        else:
+            put_page(cpu, head)
+    return True
+
+
+def give_back(cpu: Cpu) -> bool:
+    put_page(cpu, mem_map[pair_pages[TAKEN].value - 1])
+    return True
+
+
 def shrink(p: Place, cpu: Cpu) -> bool:
     deferred_split_scan(cpu, 8)
     return True
@@ -145,7 +166,7 @@ def hole(p: Place, cpu: Cpu) -> bool:
 
 
 OTHERS: tuple[Operation, ...] = (load, store, fork, protect, migrate, migrate_small, compact, reclaim, collapse, split, pin,
-                                 shrink, hole)
+                                 take, shrink, hole)
 HELD: dict[str, tuple[Operation, bool, tuple[Point, ...]]] = {
     "collapse": (collapse, False, (Point.COLLAPSE_UNLOCKED, Point.COLLAPSE_WRITE, Point.COLLAPSE_ANON_VMA,
                                    Point.COLLAPSE_FLUSHED, Point.COLLAPSE_ISOLATED, Point.COLLAPSE_COPIED)),
@@ -159,7 +180,7 @@ HELD: dict[str, tuple[Operation, bool, tuple[Point, ...]]] = {
                                      Point.RECLAIM_UNMAPPED, Point.SWAP_WRITEBACK, Point.RECLAIM_FROZEN)),
 }
 PAIRS = [pytest.param(name, point, other, id=f"{name} {point.name} {other.__name__}",
-                      marks=() if other is store else pytest.mark.slow)
+                      marks=() if other is take else pytest.mark.slow)
          for name, (_, _, points) in HELD.items() for point in points for other in OTHERS]
 
 
@@ -173,6 +194,7 @@ def test_pair(name: str, point: Point, other: Operation) -> None:
             if held is reclaim:
                 age(p, p.cpu)
                 age(p, p.cpu)
+        p.frame = p.pfn(3)
         p.words = {1: 4242} if other is store else {}
 
         def first(cpu: Cpu) -> bool:
@@ -183,4 +205,8 @@ def test_pair(name: str, point: Point, other: Operation) -> None:
             with p.on(cpu):
                 return other(p, cpu)
 
-        assert run_held(p.machine, first, point, second, Waiting()) == [0, 0]
+        statuses = run_held(p.machine, first, point, second, Waiting())
+        assert not system.panicked.load(), describe_bug()
+        assert statuses == [0, 0]
+        if pair_pages[TAKEN].value:
+            run_all(p.machine, give_back)
