@@ -26,7 +26,7 @@ from concur_thp.mm.migrate import NEW_PAGE, NEW_SMALL_PAGE
 from concur_thp.mm.mm_types import Mm, Page, Slot, frames, mem_map
 from concur_thp.mm.move_pages import do_move_page
 from concur_thp.mm.mprotect import do_mprotect
-from concur_thp.mm.page_flags import PageHead, compound_head
+from concur_thp.mm.page_flags import PageCompound, PageHead, compound_head
 from concur_thp.mm.page_lock import lock_page, unlock_page
 from concur_thp.mm.page_ref import get_page_unless_zero
 from concur_thp.mm.put_page import put_page
@@ -179,6 +179,9 @@ HELD: dict[str, tuple[Operation, bool, tuple[Point, ...]]] = {
     "reclaim huge": (reclaim, True, (Point.RECLAIM_ISOLATED, Point.SWAP_CACHE_ADDED, Point.SPLIT_PMD_REFS,
                                      Point.RECLAIM_UNMAPPED, Point.SWAP_WRITEBACK, Point.RECLAIM_FROZEN)),
 }
+UNDECIDED = (Point.COLLAPSE_UNLOCKED, Point.COLLAPSE_WRITE, Point.COLLAPSE_ANON_VMA, Point.COLLAPSE_FLUSHED,
+             Point.SPLIT_PAGE_LOCKED, Point.SPLIT_PMD_INVALIDATED, Point.SPLIT_PAGE_UNMAPPED, Point.MIGRATE_UNMAPPED)
+"""Who gets a reference here, or earlier, keeps the page where and what it is."""
 PAIRS = [pytest.param(name, point, other, id=f"{name} {point.name} {other.__name__}",
                       marks=() if other is take else pytest.mark.slow)
          for name, (_, _, points) in HELD.items() for point in points for other in OTHERS]
@@ -208,5 +211,7 @@ def test_pair(name: str, point: Point, other: Operation) -> None:
         statuses = run_held(p.machine, first, point, second, Waiting())
         assert not system.panicked.load(), describe_bug()
         assert statuses == [0, 0]
+        if other is take and point in UNDECIDED:
+            assert pair_pages[TAKEN].value and p.pfn(3) == p.frame and bool(PageCompound(mem_map[p.frame])) == huge
         if pair_pages[TAKEN].value:
             run_all(p.machine, give_back)
