@@ -121,6 +121,7 @@ def do_madvise(cpu: Cpu, mm: Mm, start: int, length: int, advice: int):
     Context: takes mmap_sem: read for DONTNEED and FREE, else write.
     Return: 0, -EINVAL, -ENOMEM.
     Linux: mm/madvise.c madvise
+    Differs: four advices; the others are -EINVAL.
     """
     if advice not in (MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE, MADV_NOHUGEPAGE):
         return -EINVAL

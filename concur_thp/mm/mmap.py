@@ -252,9 +252,10 @@ def expand_stack(cpu: Cpu, vma: Vma, addr: int):
     """A fault just below a stack: let it grow down to `addr`.
 
     Context: mmap_sem read, so others fault and grow at the same time; the anon_vma's rwsem and, for stacks of different
-    roots in this mm, page_table_lock keep them apart.
+    roots in this mm, page_table_lock keep growers apart. Those who fault meanwhile: stack_page_index().
     Return: 0, or -ENOMEM when it may not grow so far.
     Linux: mm/mmap.c expand_downwards
+    Differs: nothing is accounted or limited.
     """
     mm = mms[vma.vm_mm]
     assert_held(cpu, mm.mmap_sem)

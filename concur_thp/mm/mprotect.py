@@ -41,7 +41,8 @@ PROT_ACCESS = PROT_READ | PROT_WRITE | PROT_EXEC
 
 @inline
 def pte_modify(pte: int, newprot: int):
-    """The entry with other rights; page, Accessed, Dirty and the rest stay."""
+    """The entry with other rights; page, Accessed, Dirty and the rest stay. A private one is read-only: the next write makes
+    it writable (3.7)."""
     return (pte & ~PROTECTION) | newprot
 
 
@@ -66,7 +67,7 @@ def change_pte_range(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, end: int, newpro
     Context: mmap_sem; takes the pte ptl. The caller flushes.
     Return: entries changed.
     Linux: mm/mprotect.c change_pte_range
-    Differs: a private entry never becomes writable in place, the next write does that (3.7).
+    Differs: no NUMA hints; no file system that wants to be told of writes (dirty_accountable).
     """
     if pmd_trans_unstable(pmd):
         return 0

@@ -5,9 +5,11 @@ tens of vmas, is searched at every fault and changed seldom. `map_count` is the 
 """
 
 from concur_thp.arch.bug import bug_on
+from concur_thp.arch.builtins import cpu_relax, smp_rmb
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.config import PAGE_SHIFT
+from concur_thp.mm.flags import VM_GROWSDOWN
 from concur_thp.mm.i_mmap import (
     unlink_file_vma,
     vma_interval_tree_first,
@@ -17,7 +19,7 @@ from concur_thp.mm.i_mmap import (
     vma_interval_tree_remove,
     vma_last_pgoff,
 )
-from concur_thp.mm.mm_types import Mm, Page, Slot, Vma, mem_map, mm_globals, vma_slots, vmas
+from concur_thp.mm.mm_types import Mm, Page, Slot, Vma, mem_map, mm_globals, mms, vma_slots, vmas
 from concur_thp.mm.page_flags import compound_head, hpage_nr_pages
 
 # -- where in a vma ---------------------------------------------------------------------------------------------------
@@ -30,8 +32,32 @@ def vma_pages(vma: Vma):
 
 @inline
 def linear_page_index(vma: Vma, addr: int):
-    """The page offset that `addr` maps."""
+    """The page offset that `addr` maps. mmap_sem or the rmap locks held."""
+    if vma.vm_flags & VM_GROWSDOWN:
+        return stack_page_index(vma, addr)
     return ((addr - vma.vm_start) >> PAGE_SHIFT) + vma.vm_pgoff
+
+
+@kernel
+def stack_page_index(vma: Vma, addr: int):
+    """linear_page_index() of a stack: expand_stack() on another CPU may be between its new start and its new pgoff.
+
+    Context: as linear_page_index(), a ptl may be held; not page_table_lock, under which a stack grows.
+    Return: the page offset.
+    Linux: include/linux/pagemap.h linear_page_index
+    Differs: looks again until both belong together. v4.20 may give the page a wrong index; since v6.5 stacks grow under
+    mmap_sem write.
+    """
+    lock = mms[vma.vm_mm].page_table_lock
+    while True:
+        if lock.word.load() == 0:
+            start = vma.vm_start
+            pgoff = vma.vm_pgoff
+            smp_rmb()
+            # Only ever downwards: if it is still the same, none that began meanwhile had changed either of the two.
+            if lock.word.load() == 0 and vma.vm_start == start:
+                return ((addr - start) >> PAGE_SHIFT) + pgoff
+        cpu_relax()
 
 
 @inline
