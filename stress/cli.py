@@ -110,13 +110,19 @@ def replay(token: str, times: int, json_path: str, quiet: bool) -> int:
 @click.option("--seconds", type=options.Seconds(), default=60.0, show_default=True, help="Longest hunt for one variant.")
 @click.option("--order", type=options.Count(2, 9, "9 is x86-64's huge page"), default=None,
               help="A huge page is 2**ORDER small ones. [default: 3, or what the variant needs]")
+@click.option("--free", is_flag=True, help="Let the CPUs race for real instead of one at a time; nothing can be replayed.")
 @options.seed_option()
 @options.json_option()
 @options.quiet_option()
 @click.option("--run-dir", metavar="DIR", default="runs", show_default=True, help="Where runs keep what they found.")
-def break_(ids: tuple[str, ...], everything: bool, seconds: float, order: int | None, seed: int, json_path: str, quiet: bool,
-           run_dir: str) -> int:
+def break_(ids: tuple[str, ...], everything: bool, seconds: float, order: int | None, free: bool, seed: int, json_path: str,
+           quiet: bool, run_dir: str) -> int:
     """Break rules on purpose and show how that fails. ID is a rule or one of its variants, such as R18 or R18a."""
     from stress.breaking.main import BreakOptions, run_break
 
-    return run_break(BreakOptions(ids, everything, seconds, seed, order, json_path, quiet, run_dir))
+    asked = BreakOptions(ids, everything, seconds, seed, order, json_path, quiet, run_dir)
+    if free:
+        from stress.breaking.racing import run_free
+
+        return run_free(asked)
+    return run_break(asked)

@@ -8,6 +8,7 @@ from concur_thp.check.free_lists import FreeLists, free_counts, free_lists
 from concur_thp.check.report import Law, Report
 from concur_thp.check.views import Column
 from concur_thp.config import MAX_ORDER
+from concur_thp.mm.buddy import ZONE_MOVABLE
 from concur_thp.mm.mm_types import (
     NIL,
     NR_ZONES,
@@ -17,6 +18,7 @@ from concur_thp.mm.mm_types import (
     PAGE_TYPE_RESERVED,
     PAGE_TYPE_TABLE,
     TAIL_MAPPING,
+    zones,
 )
 from concur_thp.mm.page_flags import PG_head, PG_reserved
 
@@ -43,6 +45,9 @@ def law_frames(facts: Facts, report: Report) -> None:
         twice = " (more than once)" if (table[:, pfn] > 1).any() else ""
         what = " and ".join(places) + twice if places else "in no state: nobody has it and it is not free"
         report.broken("pfn {pfn:#x} is {what}", pfn=int(pfn), what=what)
+    # R4: what cannot be moved has no business in ZONE_MOVABLE.
+    fixed = np.flatnonzero(facts.page_type == PAGE_TYPE_TABLE)
+    report.each(fixed >= zones[ZONE_MOVABLE].start_pfn, "page table pfn {pfn:#x} is in ZONE_MOVABLE", pfn=fixed)
 
 
 def law_buddy(facts: Facts, report: Report) -> None:

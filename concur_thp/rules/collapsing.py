@@ -13,12 +13,12 @@ RULES = (
         ("Q19", "I25"),
         (
             Variant("X14a", "collapse does not flush: gup-fast and stores still reach the old pages",
-                    (Delete("pmdp_collapse_flush", "flush_tlb_mm_range(...)"),), "collapse_vs_store",
+                    (Delete("pmdp_collapse_flush", "flush_tlb_mm_range(...)"),), "fault_vs_collapse",
                     ("Q19", "I15", "Q15", "outcome")),
             Variant("X14b", "gup-fast walks with irqs on: nobody waits for it",
                     (Delete("__get_user_pages_fast", "local_irq_disable(cpu)"),
                      Delete("__get_user_pages_fast", "local_irq_enable(cpu)")),
-                    "collapse_vs_pin_fast", ("outcome", "Q19", "Q4", "bug: gup_fast", "crash")),
+                    "collapse_vs_gup_fast", ("outcome", "Q19", "Q4", "bug: gup_fast", "crash")),
         ),
     ),
     Rule(
@@ -30,7 +30,7 @@ RULES = (
             Variant("X15a", "the count is not looked at again: a page that was pinned meanwhile is copied away",
                     (Rewrite("isolate_pte_page", "if page_ref_count(page) != ...",
                              "page_ref_count(page) != 1 + PageSwapCache(page)",
-                             "page_ref_count(page) < 1"),), "collapse_vs_pin", ("outcome", "Q19", "Q4")),
+                             "page_ref_count(page) < 1"),), "collapse_vs_gup_fast", ("outcome", "Q19", "Q4")),
             Variant("X15b", "neither the scan nor the collapse looks at the count: a page shared by fork is taken from the"
                             " other",
                     (Rewrite("isolate_pte_page", "if page_ref_count(page) != ...",
@@ -67,12 +67,12 @@ RULES = (
         ("Q8", "Q12", "Q18", "Q19"),
         (
             Variant("X17a", "the table is not linked again", (Delete("collapse_undo", "pmd_populate(...)"),),
-                    "collapse_of_pinned", ("Q19", "Q8", "Q1", "outcome")),
+                    "collapse_vs_gup_fast", ("Q19", "Q8", "Q1", "outcome")),
             Variant("X17b", "the first page stays locked and isolated",
                     (Rewrite("release_pte_pages", "for i in range(count)", "range(count)", "range(1, count)"),),
-                    "collapse_of_pinned", ("Q12", "Q18", "deadlock")),
+                    "collapse_vs_gup_fast", ("Q12", "Q18", "deadlock")),
             Variant("X17c", "a page that is in use stays locked", (Delete("isolate_pte_page", "unlock_page(cpu, page)"),),
-                    "collapse_of_pinned", ("Q18", "deadlock")),
+                    "collapse_vs_gup_fast", ("Q18", "deadlock")),
         ),
     ),
     Rule(
@@ -83,7 +83,7 @@ RULES = (
             Variant("X18a", "the huge page is mapped first and filled then, as a weakly ordered machine would without a"
                             " barrier",
                     (Move("collapse_pmd", "__collapse_huge_page_copy(...)", after="collapse_install(...)"),),
-                    "collapse_vs_store", ("Q19", "outcome", "bug: page_add")),
+                    "fault_vs_collapse", ("Q19", "outcome", "bug: page_add")),
         ),
     ),
 )

@@ -54,13 +54,13 @@ RULES = (
         (
             Variant("R3a", "a registered mm is not put on khugepaged's list",
                     (Delete("__khugepaged_enter", "_list_add_tail(mm)"),),
-                    "collapse_after_free", ("Q14", "outcome", "crash")),
+                    "scan_collapses", ("Q14", "outcome", "crash")),
             Variant("R3b", "a forked child is not registered", (Replace("khugepaged_fork", "return ...", "return 0"),),
-                    "collapse_in_child", ("outcome",)),
+                    "scan_collapses", ("outcome",)),
             Variant("R3c", "the cursor stays where the last mm ended: lower addresses of the next are passed over",
                     (Delete("khugepaged_scan_mm_slot", "khugepaged_scan.address = 0 #1"),
                      Delete("khugepaged_scan_mm_slot", "khugepaged_scan.address = 0")),
-                    "collapse_after_free", ("outcome",)),
+                    "scan_collapses", ("outcome",)),
         ),
     ),
     Rule(
@@ -82,14 +82,11 @@ RULES = (
         (
             Variant("R13a", "a huge pmd moves to an address that is not aligned for one",
                     (Force("move_huge_pmd", "if (old_addr | new_addr) & ~HPAGE_PMD_MASK != 0 or ...", False),),
-                    "mremap_misaligned", ("Q19", "outcome", "I8", "bug: mremap")),
+                    "mremap_misaligned", ("Q19", "outcome", "I8", "bug: mremap", "bug: huge pmd reaches out")),
             Variant("R13b", "the huge pmd is not split, and taken for a table: its page's data moves as ptes",
                     (Delete("move_whole_pmd", "split_huge_pmd(...)"),
                      Replace("move_whole_pmd", "return pmd_trans_unstable(old_pmd)", "return 0")),
                     "mremap_misaligned", ("crash", "lockdep", "Q19")),
-            Variant("R13c", "a destination that has a table already is not looked at",
-                    (Delete("move_huge_pmd", "if new_pmd.val.load() != 0"),
-                     Delete("move_pmd_locked", "bug_on(...)")), "mremap_onto_table", ("Q8", "Q9", "Q19", "outcome")),
         ),
     ),
     Rule(

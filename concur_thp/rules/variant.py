@@ -121,15 +121,21 @@ class Variant:
         self._undo.clear()
 
 
+    @contextmanager
+    def in_place(self) -> Iterator["Variant"]:
+        """Broken for as long as the block runs."""
+        self.put()
+        try:
+            yield self
+        finally:
+            self.take()
+
+
 @contextmanager
 def broken(edits: Iterable[Edit], name: str = "edited", build: str = native.PLAIN) -> Iterator[Variant]:
     """Edited kernel functions in this process, and those it forks, for as long as the block runs."""
-    variant = Variant(edits, name, build)
-    variant.put()
-    try:
+    with Variant(edits, name, build).in_place() as variant:
         yield variant
-    finally:
-        variant.take()
 
 
 def namespace_for(source: Source, tree: ast.FunctionDef) -> dict[str, Any]:

@@ -90,8 +90,10 @@ class Rounds:
 
 def machine_config(scenario: Scenario, order: int, cpus: int, seed: int, *, controlled: bool = False) -> MachineConfig:
     """The smallest machine that does it: fast to audit, fast to restore."""
-    return MachineConfig(cpus=cpus, memory=parse_size(MEMORY[order]), order=order, seed=seed, mms=16, vmas=256, files=8,
-                         file_pages=2048, swap=parse_size(SWAP[order]) if scenario.swap else 0, controlled=controlled)
+    memory = parse_size(MEMORY[order])
+    return MachineConfig(cpus=cpus, memory=memory, kernelcore=memory // 2 if scenario.kernelcore else 0, order=order,
+                         seed=seed, mms=16, vmas=256, files=8, file_pages=2048,
+                         swap=parse_size(SWAP[order]) if scenario.swap else 0, controlled=controlled)
 
 
 def prepare(scenario: Scenario, cpus: int, instead: Mapping[int, Program] | None = None) -> Rounds:

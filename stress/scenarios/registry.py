@@ -1,16 +1,22 @@
 """All scenarios by name, and the pairs of Appendix B that they play."""
 
 from difflib import get_close_matches
+from typing import Any
 
 from concur_thp.errors import Misuse
-from stress.scenarios import collapses, faults, moves, pressure, splits, zap
+from stress.scenarios import collapses, copies, faults, moves, pressure, sequences, splits, stale, zap
 from stress.scenarios.scenario import Scenario
 
-SCENARIOS: dict[str, Scenario] = {
-    scenario.name: scenario
-    for module in (faults, zap, splits, collapses, moves, pressure)
-    for scenario in module.SCENARIOS
-}
+
+def _by_name(*modules: Any) -> dict[str, Scenario]:
+    return {scenario.name: scenario for module in modules for scenario in module.SCENARIOS}
+
+
+RACES = _by_name(faults, zap, splits, collapses, moves, pressure)
+"""The races of Appendix B."""
+PROVOKING = _by_name(sequences, stale, copies)
+"""More, made to provoke what broken variants of the rules do wrong; some of them on one CPU."""
+SCENARIOS = RACES | PROVOKING
 
 PAIRS = {
     1: "fault and fault on one empty pmd",
@@ -56,11 +62,11 @@ def scenario_named(name: str) -> Scenario:
 
 
 def find(names: tuple[str, ...]) -> list[Scenario]:
-    """Scenarios by name, by number of a pair, or `all`; each once, in the order of the registry."""
+    """Scenarios by name, by number of a pair, or `all` races; each once, in the order of the registry."""
     wanted: set[str] = set()
     for name in names:
         if name == "all":
-            wanted |= SCENARIOS.keys()
+            wanted |= RACES.keys()
         elif name.isdigit() and int(name) in PAIRS:
             wanted |= {s.name for s in SCENARIOS.values() if int(name) in s.pairs}
         elif name in SCENARIOS:
@@ -71,4 +77,4 @@ def find(names: tuple[str, ...]) -> list[Scenario]:
     return [scenario for name, scenario in SCENARIOS.items() if name in wanted]
 
 
-__all__ = ["PAIRS", "SCENARIOS", "find"]
+__all__ = ["PAIRS", "PROVOKING", "RACES", "SCENARIOS", "find", "scenario_named"]

@@ -123,6 +123,8 @@ class Scenario:
     switches: Mapping[str, str] = field(default_factory=dict)
     swap: bool = False
     """Does the machine have a swap device?"""
+    kernelcore: bool = False
+    """Is a half of memory for what can be moved only?"""
     note: str = ""
     """What of the pair is out of this machine's scope, and what is played instead."""
 

@@ -10,11 +10,11 @@ from concur_thp.errors import Misuse
 from concur_thp.program.rows import MAX_ROWS
 from concur_thp.program.step import parse_program, print_program
 from concur_thp.program.table import StepOp
-from stress.scenarios.registry import PAIRS, SCENARIOS, find
+from stress.scenarios.registry import PAIRS, RACES, SCENARIOS, find
 from stress.scenarios.scenario import Outcome, Result, Scenario, Seen, pages
 
 ABSURD = -9999
-EACH = pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS.keys())
+EACH = pytest.mark.parametrize("scenario", RACES.values(), ids=RACES.keys())
 
 
 @pytest.fixture(autouse=True, params=[3, 9])
@@ -49,7 +49,7 @@ def wrong(seen: Seen, scenario: Scenario, outcome: Outcome) -> Iterator[Seen]:
 
 def test_every_pair_of_the_appendix_is_played():
     assert list(PAIRS) == list(range(1, 31))
-    assert {number for scenario in SCENARIOS.values() for number in scenario.pairs} == set(PAIRS)
+    assert {number for scenario in RACES.values() for number in scenario.pairs} == set(PAIRS)
     assert {"fault_vs_collapse", "dontneed_vs_split_pmd"} <= SCENARIOS.keys()
 
 
@@ -107,7 +107,7 @@ def test_pages_in_outcomes(order):
 
 def test_races_are_found_by_name_by_number_and_all():
     assert [s.name for s in find(("4", "dontneed_vs_mprotect"))] == ["dontneed_vs_mprotect"]
-    assert len(find(("all", "1"))) == len(SCENARIOS)
+    assert len(find(("all", "1"))) == len(RACES)
     for name in ("0", "31", "nothing", ""):
         with pytest.raises(Misuse, match="pass a number from 1 to 30"):
             find((name,))
