@@ -7,10 +7,6 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-from concur_thp.arch.linker import redirect
-from concur_thp.arch.listen import LISTEN_CHECK, check_hook
-from concur_thp.arch.system import system
-from concur_thp.check import instant
 from concur_thp.check.dump import report_text
 from concur_thp.machine import Machine
 from concur_thp.rules import rule
@@ -76,8 +72,7 @@ class Free:
     def _slice(self, scenario: Scenario, edited: Variant | None, seed: int, seconds: float, chaos: bool) -> Played:
         config = machine_config(scenario, self.order, len(scenario.cpus), seed)
         with Machine(config) as machine, edited.in_place() if edited else nullcontext():
-            redirect(check_hook, instant.check_at)
-            system.listen.or_(LISTEN_CHECK)
+            machine.listen_checks(every=1)
             if chaos:
                 machine.listen_chaos(*CHAOS)
             try:
