@@ -68,7 +68,7 @@ def find(names: tuple[str, ...]) -> list[Scenario]:
         if name == "all":
             wanted |= RACES.keys()
         elif name.isdigit() and int(name) in PAIRS:
-            wanted |= {s.name for s in SCENARIOS.values() if int(name) in s.pairs}
+            wanted |= {s.name for s in RACES.values() if int(name) in s.pairs}
         elif name in SCENARIOS:
             wanted.add(name)
         else:

@@ -1,4 +1,4 @@
-"""`break --free`: variants are caught by the scenario of their row, equivalent ones are not, and the unbroken code stays clean."""
+"""`break --free`: variants are caught by the scenario of their row, equivalent ones are not, the real code stays clean."""
 
 import json
 
@@ -46,7 +46,8 @@ def test_an_equivalent_variant_is_not_noticed():
 
 def test_the_command_says_what_it_caught(tmp_path):
     path = tmp_path / "break.json"
-    result = CliRunner().invoke(break_, ["R5a", "--free", "--seconds", "20", "--seed", "3", "--json", str(path)], standalone_mode=False)
+    words = ["R5a", "--free", "--seconds", "20", "--seed", "3", "--json", str(path)]
+    result = CliRunner().invoke(break_, words, standalone_mode=False)
     data = json.loads(path.read_text())
     assert result.return_value == 0, result.output
     assert {"id", "variant", "caught", "seconds_to_catch", "tries", "symptom", "token", "control_clean"} <= data.keys()
