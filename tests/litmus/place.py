@@ -109,7 +109,10 @@ def place(order: int, memory: str, huge: bool, swap: str = "0") -> Iterator[Plac
 
 
 class Waiting:
-    """Does CPU 1 wait, for a lock, an ack, or another's next step? It has passed no point for a while."""
+    """Does CPU 1 wait, for a lock, an ack, or another's next step? It has passed no point for a while.
+
+    A CPU that gets no processor for so long looks the same; then the other goes on early, and the pair meets less closely.
+    """
 
     def __init__(self) -> None:
         self.last, self.looks = (0, 0), 0
