@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from concur_thp.check.instant import checks_made
 from concur_thp.check.lock_stat import lock_stat
 from concur_thp.mm.vmstat import vmstat
 from stress.mix.load import mix_operations
@@ -41,6 +42,7 @@ def summary(run: Any, run_dir: Path) -> dict[str, Any]:
         "verdict": verdict, "seconds": round(run.seconds, 3), "cpus": run.options.cpus, "seed": run.options.seed,
         "operations": operations or {"rows": done}, "operations_per_second": round(done / max(run.seconds, 1e-9)),
         "violations": _violations(run),
+        "instant_checks": checks_made(),
         "audit": {"checks": run.audit.checks, "failed": len(run.audit.violations)},
         "vmstat": vmstat(), "lock_stat": [row._asdict() for row in lock_stat()],
         "recordings": [_recording(replay) for replay in run.replays],

@@ -11,8 +11,9 @@ from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel, quiet
 from concur_thp.arch.points import Point
 from concur_thp.arch.random import random_below
-from concur_thp.arch.shared import SharedOne
+from concur_thp.arch.shared import SharedArray, SharedOne
 from concur_thp.arch.struct import I64, Struct, field
+from concur_thp.arch.system import system
 from concur_thp.check.instant_pages import (
     check_anon_rmap_move,
     check_frozen,
@@ -31,12 +32,18 @@ from concur_thp.check.instant_windows import (
     note_exit_mmap,
     note_table_seen,
 )
-from concur_thp.config import HPAGE_PMD_ORDER
+from concur_thp.config import HPAGE_PMD_ORDER, NR_CPUS
 from concur_thp.mm.mm_types import Entry, Mm, Page, Vma
 from concur_thp.mm.page_flags import PageHead, page_to_pfn
 from concur_thp.sync.rwsem import RwSem
 from concur_thp.sync.spinlock import SpinLock
 
+NR_POINTS = 160
+PLACES = (Point.USER, Point.SPIN_UNLOCK, Point.UP_READ, Point.PUT_PAGE_ZERO, Point.GUP_PINNED, Point.TABLE_SEEN,
+          Point.HUGE_PMD_SET, Point.LRU_ISOLATED, Point.ANON_RMAP_MOVED, Point.PAGE_FROZEN, Point.PAGE_THAW,
+          Point.SPLIT_PAGE_UNMAPPED, Point.COLLAPSE_ISOLATED, Point.COLLAPSE_COPIED, Point.SCAN_PMD, Point.COLLAPSE_WRITE,
+          Point.EXIT_MMAP, Point.EXIT_MMAP_DONE)
+"""Where check_at() has something to do."""
 CHECK_EVERY = 64
 """Of the frequent points, free stress runs check one in so many: a whole table is looked at, or a whole TLB."""
 
@@ -47,7 +54,20 @@ class Checking(Struct, size=64):
     every = field(I64, "const", "of frequent points one in so many is checked, 1: each")
 
 
+class CheckCounts(Struct, align=64):
+    """What one CPU has checked."""
+
+    at = field(I64, "cpu", "checks made, by Point", count=NR_POINTS)
+
+
 checking = SharedOne("checking", Checking)
+check_counts = SharedArray("check_counts", CheckCounts, lambda config: NR_CPUS)
+
+
+def checks_made() -> dict[str, int]:
+    """How often each place of the table was checked since the machine was booted, by all CPUs."""
+    rows = range(system.nr_cpus)
+    return {place.name: sum(check_counts[cpu].at[place] for cpu in rows) for place in PLACES}
 
 
 @inline
@@ -77,6 +97,8 @@ def check_at(cpu: Cpu, where: int, subject: int):
     Context: as the point's; takes no lock and changes nothing.
     Emulator: from a point to its invariants.
     """
+    row = check_counts[cpu.id]
+    row.at[where] = row.at[where] + 1
     if where == Point.SPIN_UNLOCK:
         check_release(cpu, SpinLock(subject))
     elif where == Point.UP_READ:
@@ -120,4 +142,4 @@ def check_window(cpu: Cpu, where: int, subject: int):
         note_exit_mmap(Mm(subject), 0)
 
 
-__all__ = ["CHECK_EVERY", "check_at", "check_sampled", "checking"]
+__all__ = ["CHECK_EVERY", "PLACES", "check_at", "check_counts", "check_sampled", "checking", "checks_made"]

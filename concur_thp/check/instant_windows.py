@@ -10,7 +10,7 @@ from concur_thp.arch.random import random_below
 from concur_thp.arch.shared import SharedArray
 from concur_thp.arch.struct import I32, I64, Struct, atomic, field
 from concur_thp.check.instant_tlb import frames_translated
-from concur_thp.config import HPAGE_PMD_NR, NR_CPUS, PAGE_SHIFT
+from concur_thp.config import HPAGE_PMD_MASK, HPAGE_PMD_NR, NR_CPUS, PAGE_SHIFT
 from concur_thp.mm.anon_vma_ref import page_anon_vma
 from concur_thp.mm.anon_vma_tree import anon_vma_first, anon_vma_next
 from concur_thp.mm.i_mmap import vma_last_pgoff
@@ -135,12 +135,14 @@ def check_vma_unmapped(cpu: Cpu, head: Page, vma: Vma, first: int, last: int):
     Emulator: I19.
     """
     pfn = page_to_pfn(head)
+    value = 0
     for index in range(first, last + 1):
         addr = vma.vm_start + ((index - vma.vm_pgoff) << PAGE_SHIFT)
-        pmd = mm_pmd(mms[vma.vm_mm], addr)
-        value = pmd.val.load() if pmd else 0
-        bug_on(cpu, pmd_trans_huge(value) and entry_pfn(value) == pfn,
-               "I19: a pmd maps an unmapped page (values: pfn, address)", pfn, addr)
+        if index == first or addr & ~HPAGE_PMD_MASK == 0:
+            pmd = mm_pmd(mms[vma.vm_mm], addr)
+            value = pmd.val.load() if pmd else 0
+            bug_on(cpu, pmd_trans_huge(value) and entry_pfn(value) == pfn,
+                   "I19: a pmd maps an unmapped page (values: pfn, address)", pfn, addr)
         if pmd_table(value):
             pte = pte_offset(value, addr).val.load()
             bug_on(cpu, pte_present(pte) and not pte_special(pte) and pfn <= entry_pfn(pte) < pfn + HPAGE_PMD_NR,

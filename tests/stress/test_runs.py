@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from concur_thp.check.instant import PLACES
 from stress.main import DAEMONS
 from tests.processes import wait_for
 
@@ -100,6 +101,16 @@ def test_a_bad_recording_is_one_line(tmp_path, text, said):
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1 and said in done.stderr, done.stderr
     assert not (tmp_path / "out.json").exists() and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_every_instant_invariant_is_asked(tmp_path):
+    """A mix that does everything passes every place of check/invariants.py, and checks there."""
+    sizes = ("--cpus", "3", "--order", "3", "--memory", "24M", "--swap", "32M")
+    result = stress(tmp_path, "--seconds", "15", *sizes, "--json", "-", "--quiet")
+    assert result.returncode == 0, result.stderr
+    made = json.loads(result.stdout)["instant_checks"]
+    assert made.keys() == {place.name for place in PLACES} and all(made.values()), made
 
 
 def test_too_little_memory_for_a_recording_says_how_much_is_needed(tmp_path):

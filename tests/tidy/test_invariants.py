@@ -84,7 +84,8 @@ def test_every_branch_is_a_row_or_a_first_moment():
     """What check_at() does and no row names only notes something for a later place."""
     rows = {place.name for row in INVARIANTS for place in row.places}
     assert set(branches()) - rows == {"TABLE_SEEN", "EXIT_MMAP", "EXIT_MMAP_DONE"}
-    assert places_in_kernel_code() >= set(branches())
+    assert places_in_kernel_code() >= set(branches()) == {place.name for place in instant.PLACES}
+    assert max(instant.PLACES) < instant.NR_POINTS
 
 
 def test_the_sampled_points_are_those_that_are_passed_often():
