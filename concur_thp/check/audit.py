@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 
 from concur_thp.check import (
+    accounts,
     audit_counts,
     audit_frames,
     audit_lists,
@@ -28,7 +29,7 @@ def _number(law: Law) -> tuple[int, int]:
     return (0, int(law.id[1:])) if law.id[0] == "Q" else (1, 0)
 
 
-_MODULES = (audit_frames, audit_counts, audit_tables, audit_tlb, audit_rmap, audit_swap, audit_lists, audit_misc,
+_MODULES = (accounts, audit_frames, audit_counts, audit_tables, audit_tlb, audit_rmap, audit_swap, audit_lists, audit_misc,
             audit_mlock)
 LAWS: tuple[Law, ...] = tuple(sorted((law for module in _MODULES for law in module.LAWS), key=_number))
 

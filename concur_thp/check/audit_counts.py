@@ -135,13 +135,15 @@ def law_stats(facts: Facts, report: Report) -> None:
     small = (facts.pte_maps > 0) & ~facts.is_tail & ~facts.has(PG_head)
     anon = (facts.mapping & PAGE_MAPPING_ANON) != 0
     mlocked = np.flatnonzero(facts.has(PG_mlocked))
+    file_thps = heads[(facts.mapping[heads] & PAGE_MAPPING_ANON) == 0]
+    file_maps = np.where(facts.pmd_maps[file_thps] > 0, facts.nr, (facts.pte_maps[facts.subpages(file_thps)] > 0).sum(axis=1))
     want = {
         Stat.NR_ANON_THPS: (facts.page["compound_mapcount"][thps + 1] >= 0).sum(),
         Stat.NR_ANON_MAPPED: (small & anon).sum() + np.where(facts.pmd_maps[thps] > 0, facts.nr, pieces).sum(),
-        Stat.NR_FILE_MAPPED: (small & ~anon).sum(),
+        Stat.NR_FILE_MAPPED: (small & ~anon).sum() + file_maps.sum(),
         Stat.NR_FILE_PAGES: len(facts.cached[2]) + len(facts.swap_cached[1]),
-        Stat.NR_SHMEM_THPS: 0,
-        Stat.NR_SHMEM_PMDMAPPED: 0,
+        Stat.NR_SHMEM_THPS: np.isin(file_thps, facts.cached[2]).sum(),
+        Stat.NR_SHMEM_PMDMAPPED: (facts.pmd_maps[file_thps] > 0).sum(),
         Stat.NR_PAGETABLE: (facts.page_type == PAGE_TYPE_TABLE).sum(),
         Stat.NR_MLOCK: np.where(facts.has(PG_head)[mlocked], facts.nr, 1).sum(),
     }

@@ -1,12 +1,14 @@
 """Accounts kept from the beginning are what a machine at rest is counted to have, whatever has happened in between."""
 
+import pytest
+
 from concur_thp.check.accounts import open_accounts
 from concur_thp.check.pins import declare_pin, unpin
 from concur_thp.check.views import view
 from concur_thp.mm.gup_fast import get_user_pages_fast
 from concur_thp.mm.migrate import NEW_PAGE
 from concur_thp.mm.move_pages import move_page
-from concur_thp.mm.page_account import page_accounts
+from concur_thp.mm.page_account import CACHE, MAP, PIN, REF, page_accounts
 from concur_thp.mm.swap import lru_add_drain
 from concur_thp.mm.syscall import sys_mprotect, sys_munmap
 from tests.unit.check.invariant_cases import child_exits, collapse, fork, pinned, small_range, split
@@ -43,3 +45,14 @@ def test_kept_and_counted(watched):
     unpin(scene.cpu, 0)
     assert sys_munmap(scene.cpu, THP, 4 * HUGE) == 0
     assert same_when_counted(scene)
+
+
+@pytest.mark.parametrize("change", [REF, MAP, CACHE, PIN])
+def test_the_audit_compares(scene, change):
+    page = page_accounts[scene.pfn(SMALL)]
+    page.word.add(change)
+    assert scene.laws() == set()  # Nobody keeps accounts yet.
+    scene.machine.listen_checks()
+    assert scene.laws() == set()
+    page.word.add(change)
+    assert scene.laws() == {"I25"}

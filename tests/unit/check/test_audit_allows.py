@@ -77,6 +77,15 @@ def mapped_by_pmd_and_ptes_without_double_map(scene):
         mem_map[head + n]._mapcount.sub(1)
 
 
+@looks_like("I25")
+def accounts_with_references_in_pagevecs_and_gathers(scene):
+    scene.machine.listen_checks()
+    scene.fork()
+    scene.store(HOLES, SMALL, SMALL + 5 * PAGE)
+    mark_page_accessed(scene.cpu, scene.page(SMALL))
+    assert sys_munmap(scene.other, THP, 2 * HUGE) == 0
+
+
 @looks_like("Q6")
 def pages_of_the_parent_in_a_moved_vma_of_the_child(scene):
     scene.fork()

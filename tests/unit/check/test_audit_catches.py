@@ -34,6 +34,7 @@ from concur_thp.mm.mm_types import (
     vmas,
     zones,
 )
+from concur_thp.mm.page_account import MAP, page_accounts
 from concur_thp.mm.page_alloc import alloc_page
 from concur_thp.mm.page_flags import PG_double_map, PG_locked, PG_lru, PG_mlocked, PG_reserved
 from concur_thp.mm.pgtable import _PAGE_DIRTY, _PAGE_MIGRATION, _PAGE_RW, _PAGE_SWAP, mm_pmd
@@ -373,6 +374,12 @@ def marked_thp_that_a_pte_maps(scene):
 def locked_vm_off(scene):
     assert sys_mlock(scene.cpu, SMALL, PAGE) == 0
     scene.mm.locked_vm = 2
+
+
+@breaks("I25")
+def mapping_that_the_accounts_do_not_know(scene):
+    scene.machine.listen_checks()
+    page_accounts[scene.pfn(SMALL)].word.sub(MAP)
 
 
 @pytest.mark.parametrize("name", CASES)
