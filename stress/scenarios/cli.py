@@ -3,6 +3,7 @@
 import click
 
 from concur_thp import options
+from concur_thp.errors import Misuse
 from concur_thp.output import result_console, write_json
 
 
@@ -11,20 +12,53 @@ from concur_thp.output import result_console, write_json
 @options.quiet_option()
 @click.pass_context
 def races(ctx: click.Context, json_path: str, quiet: bool) -> int:
-    """List the races of Appendix B and the scenarios that play them; `races run` plays them."""
+    """List the races of Appendix B and the scenarios that play them.
+
+    `races show` has the whole of one, `races run` plays them, `races steps` says what programs are made of.
+    """
     if ctx.invoked_subcommand is not None:
+        if json_path:
+            raise Misuse(f"--json {json_path}: pass it behind `races {ctx.invoked_subcommand}`")
         return 0
     from stress.scenarios.registry import PAIRS, SCENARIOS
+    from stress.scenarios.show import print_races
 
-    out = result_console(quiet, json_path)
-    for number, pair in PAIRS.items():
-        played = [s for s in SCENARIOS.values() if number in s.pairs]
-        out.print(f"{number:2}  {pair}")
-        for scenario in played:
-            size = f"{len(scenario.cpus)} CPUs, {len(scenario.outcomes)} outcomes"
-            out.print(f"    {scenario.name:24} {size}: {scenario.meaning}")
+    print_races(result_console(quiet, json_path, soft_wrap=False))
     write_json(json_path, {"pairs": [{"number": n, "pair": p} for n, p in PAIRS.items()],
                            "scenarios": [s.json for s in SCENARIOS.values()]})
+    return 0
+
+
+@races.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME|NUMBER|all...")
+@options.json_option()
+@options.quiet_option()
+def show(names: tuple[str, ...], json_path: str, quiet: bool) -> int:
+    """Show scenarios: programs, what is looked at, every outcome."""
+    from stress.scenarios.registry import find
+    from stress.scenarios.show import print_scenario
+
+    out = result_console(quiet, json_path, soft_wrap=False)
+    scenarios = find(names)
+    for number, scenario in enumerate(scenarios):
+        if number:
+            out.print()
+        print_scenario(out, scenario)
+    write_json(json_path, [scenario.json for scenario in scenarios])
+    return 0
+
+
+@races.command()
+@options.json_option()
+@options.quiet_option()
+def steps(json_path: str, quiet: bool) -> int:
+    """List the steps that programs are made of."""
+    from concur_thp.program.table import STEP_TABLE
+    from stress.scenarios.show import print_steps
+
+    print_steps(result_console(quiet, json_path, soft_wrap=False))
+    write_json(json_path, [{"step": row.op.name, "arguments": list(row.arguments), "meaning": row.meaning, "status": row.status,
+                            "value": row.value} for row in STEP_TABLE])
     return 0
 
 

@@ -33,6 +33,7 @@ def _content(index: int) -> int:
 
 
 def _each_dropped_once(seen: Seen) -> bool:
+    """each page was dropped once, in the race or by the look behind it"""
     return seen.dropped.status + seen.later.status == pages("1h")
 
 

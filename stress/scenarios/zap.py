@@ -74,7 +74,7 @@ MUNMAP_VS_FAULT = Scenario(
 
 
 def _old_or_zero(seen: Seen) -> bool:
-    """Each page but the one stored into has what it had, or zero."""
+    """each page but the one stored into has what it had, or zero"""
     return seen.old.status + seen.old.value == pages("1h-1")
 
 

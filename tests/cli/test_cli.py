@@ -91,6 +91,8 @@ def test_stress_refuses_bad_input_before_it_begins(capsys, monkeypatch, tmp_path
     (["run", "1", "--order", "4"], "'4'"), (["run", "1", "--cpus", "9"], "pass 1 to 8"),
     (["run", "1", "--seconds", "0"], "above 0"),
     (["run", "1", "--json", "/"], "a directory"), (["walk"], "walk"), (["--json", "/nowhere/x"], "existing directory"),
+    (["--json", "-", "run", "1"], "behind `races run`"), (["show", "99"], "pass a number from 1 to 30"),
+    (["show"], "Missing argument"),
 ])
 def test_races_refuses_bad_input_before_it_begins(capsys, monkeypatch, tmp_path, arguments, said):
     from stress.scenarios.cli import races
@@ -111,6 +113,18 @@ def test_races_lists_every_pair(capsys, monkeypatch):
     assert [row["number"] for row in data["pairs"]] == list(range(1, 31)) and len(data["scenarios"]) > 30
     assert cli.run(["races"]) == 0
     assert "fault_vs_collapse" in capsys.readouterr().out
+
+
+def test_races_shows_one_whole_and_the_steps(capsys, monkeypatch):
+    from stress.scenarios.cli import races
+
+    monkeypatch.setitem(cli.cli.commands, "races", races)
+    assert cli.run(["races", "show", "file_unmap_vs_drop", "2"]) == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("dropped: drop_caches 0", "note", "CPU 2", "need not be seen", "read_vs_write_fault"))
+    assert cli.run(["races", "steps", "--json", "-"]) == 0
+    assert {"step": "load", "arguments": ["page"]}.items() <= json.loads(capsys.readouterr().out)[13].items()
+    assert cli.run(["races", "steps"]) == 0 and "split_pmd" in capsys.readouterr().out
 
 
 def test_doctor_json_on_standard_output_is_alone():

@@ -58,6 +58,7 @@ def test_outcomes_speak_of_every_label(scenario):
     assert list(scenario.problems()) == []
     assert scenario.meaning and scenario.rules and 2 <= len(scenario.cpus) <= 4
     assert any(outcome.must for outcome in scenario.outcomes)
+    assert all(outcome.when is None or outcome.when.__doc__ for outcome in scenario.outcomes)  # `races show` prints it
 
 
 @EACH
