@@ -105,8 +105,7 @@ def decide(cpu: Cpu, reason: int):
         if to == NOBODY:
             finish(cpu, Verdict.DEADLOCK if unfinished() else Verdict.FINISHED)
     sched.grant = min(sched.grant, sched.bound - sched.steps + 1)
-    cpus[to].budget = sched.grant
-    sched_cpus[to].granted = sched.grant
+    give(to)
     if to == cpu.id:
         me.status = READY
         return 0
@@ -115,6 +114,17 @@ def decide(cpu: Cpu, reason: int):
     me.status = READY
     ipi_poll(cpu)
     return 0
+
+
+@inline
+def give(to: int):
+    """The picked CPU gets its grant; while stepping point by point."""
+    sched_cpus[to].owed = 0
+    if sched.stepping != 0:
+        sched_cpus[to].owed = sched.grant - 1
+        sched.grant = 1
+    cpus[to].budget = sched.grant
+    sched_cpus[to].granted = sched.grant
 
 
 @inline
@@ -199,7 +209,14 @@ def control_point(cpu: Cpu):
             step.func = cpu.func
             step.row = cpu.row
             sched.logged = sched.logged + 1
+        me = sched_cpus[cpu.id]
+        if me.owed > 0:
+            me.owed = me.owed - 1
+            me.granted = me.granted + 1
+            cpu.budget = 1
+            return 0
     decide(cpu, Reason.PREEMPT)
+    return 0
 
 
 @kernel
@@ -237,6 +254,7 @@ def control_wake(address: int, count: int):
         cpu = cpus[sched.current]
         me = sched_cpus[cpu.id]
         me.granted = me.granted - cpu.budget + 1
+        me.owed = 0
         cpu.budget = 1
 
 
@@ -312,12 +330,12 @@ def run_once(seed: int):
     sched.idle = 0
     sched.stretches = 0
     sched.logged = 0
+    sched.accesses = 0
     sched.verdict = 0
     sched.diverged = -1
     prepare(seed)
     to = pick(-1, Reason.START)
-    cpus[to].budget = sched.grant
-    sched_cpus[to].granted = sched.grant
+    give(to)
     sched.current = to
     set_current(cpus[to])
     switch_stack(int(sched) + MAIN, sched_cpus[to].pointer)

@@ -55,6 +55,7 @@ class SchedCpu(Struct, align=64):
     address = field(I64, "owner", "the futex word it sleeps on, while BLOCKED")
     since = field(I64, "owner", "steps of the whole run when it yielded")
     granted = field(I64, "owner", "budget it was given for this stretch")
+    owed = field(I64, "owner", "while stepping: what is left of its grant behind this point")
     steps = field(I64, "owner", "points it has passed in this run")
     began = field(I64, "owner", "steps at the beginning of this stretch")
     ended = field(I32, "owner", "Reason why its last stretch ended")
@@ -77,6 +78,7 @@ class Sched(Struct, align=64):
     eager = field(I32, "owner", "1 when the strategy wants to be asked as soon as somebody is woken")
     stepping = field(I32, "const", "1 to write every point into sched_steps")
     logged = field(I64, "owner", "rows of sched_steps")
+    accesses = field(I64, "owner", "rows of sched_accesses")
     body = field(I64, "const", "address of the native function that a CPU runs")
     alone = field(I64, "const", "the same for run_alone()")
     longest = field(I64, "owner", "most steps of a run so far")
@@ -110,12 +112,24 @@ class Step(Struct, size=32):
     row = field(I64, "owner", "cpu.row")
 
 
+class Access(Struct, size=48):
+    """One access of the traced build."""
+
+    cpu = field(I32, "owner", "which CPU")
+    kind = field(I32, "owner", "checked.KIND; + 16 when the field is atomic")
+    address = field(I64, "owner", "where, in this process")
+    width = field(I32, "owner", "bytes")
+    step = field(I64, "owner", "rows of sched_steps before it")
+    site = field(I64, "owner", "number of its statement")
+
+
 MAX_STEPS_LOGGED = 1 << 16
 sched_cpus = SharedArray("sched_cpus", SchedCpu, lambda c: NR_CPUS)
 sched = SharedOne("sched", Sched)
 sched_log = SharedArray("sched_log", Stretch, lambda c: MAX_STRETCHES if c.controlled else 1)
 sched_plan = SharedArray("sched_plan", Stretch, lambda c: MAX_STRETCHES if c.controlled else 1)
 sched_steps = SharedArray("sched_steps", Step, lambda c: MAX_STEPS_LOGGED if c.controlled else 1)
+sched_accesses = SharedArray("sched_accesses", Access, lambda c: MAX_STEPS_LOGGED * 4 if c.controlled else 1)
 
-__all__ = ["MAX_CHANGES", "MAX_STEPS_LOGGED", "MAX_STRETCHES", "Reason", "Sched", "SchedCpu", "Status", "Step",
-           "Stretch", "Verdict", "sched", "sched_cpus", "sched_log", "sched_plan", "sched_steps"]
+__all__ = ["MAX_CHANGES", "MAX_STEPS_LOGGED", "MAX_STRETCHES", "Access", "Reason", "Sched", "SchedCpu", "Status", "Step",
+           "Stretch", "Verdict", "sched", "sched_accesses", "sched_cpus", "sched_log", "sched_plan", "sched_steps"]
