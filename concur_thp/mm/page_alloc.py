@@ -97,6 +97,8 @@ def alloc_page(cpu: Cpu, gfp: int) -> Page:
     """
     migratetype = gfpflags_to_migratetype(gfp)
     pcp = pcp_list(cpu, highest_zone(migratetype), migratetype)
+    if gfp & __GFP_DIRECT_RECLAIM:
+        might_sleep(cpu)  # Whether this time it would or not.
     if pcp.head == NIL:
         return alloc_pages(cpu, 0, migratetype, gfp)
     page = pcp_pop(pcp)

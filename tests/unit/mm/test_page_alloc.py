@@ -34,7 +34,9 @@ from concur_thp.mm.page_alloc import __free_pages, alloc_page, alloc_pages, free
 from concur_thp.mm.page_flags import PG_dirty, PG_double_map, PG_head, PG_lru
 from concur_thp.mm.page_ref import get_page_unless_zero
 from concur_thp.mm.pcp import alloc_settings, drain_pcp
+from concur_thp.mm.swap_map import swap_info
 from concur_thp.mm.vmstat import vmstat
+from concur_thp.sync.spinlock import spin_lock
 
 MODES = pytest.mark.parametrize("mode", [nullcontext, interpreted], ids=["native", "interpreted"])
 ORDERS = pytest.mark.parametrize("order, memory", [(9, "64M"), (3, "1M")])
@@ -254,3 +256,17 @@ def test_a_bad_huge_page_is_not_taken_back(spoil, text):
         spoil(head)
         with pytest.raises(KernelBug, match=text):
             free_the_page(m.cpu(0), head, 3)
+
+
+@pytest.mark.parametrize("listed", [False, True], ids=["from the zone", "from the CPU's list"])
+def test_an_allocation_that_may_sleep_is_refused_under_a_spinlock(listed):
+    """Also when this CPU's list has a page and there is nothing to wait for."""
+    with Machine(memory="1M", order=3) as m, interpreted():
+        cpu = m.cpu(0)
+        if listed:
+            __free_pages(cpu, alloc_page(cpu, GFP_HIGHUSER_MOVABLE), 0)
+        else:
+            drain_pcp(cpu)
+        spin_lock(cpu, swap_info.lock)
+        with pytest.raises(KernelBug, match="sleeping while atomic"):
+            alloc_page(cpu, GFP_HIGHUSER_MOVABLE)
