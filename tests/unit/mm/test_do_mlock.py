@@ -2,19 +2,25 @@
 
 import pytest
 
+from concur_thp.check.audit import audit
 from concur_thp.config import HPAGE_PMD_NR, HPAGE_PMD_SIZE, PAGE_SIZE
 from concur_thp.mm.do_mlock import do_mlock, do_munlock
 from concur_thp.mm.errno import EAGAIN, EINVAL, ENOMEM
 from concur_thp.mm.flags import MADV_DONTNEED, PROT_NONE, PROT_READ, PROT_WRITE, VM_LOCKED
 from concur_thp.mm.madvise import do_madvise
+from concur_thp.mm.migrate import NEW_PAGE
+from concur_thp.mm.mm_types import mem_map
+from concur_thp.mm.move_pages import migrate_pfn
 from concur_thp.mm.mprotect import do_mprotect
 from concur_thp.mm.mremap import do_mremap
-from concur_thp.mm.page_flags import PG_mlocked, PG_unevictable, TestFlag
-from concur_thp.mm.pgtable import pmd_trans_huge
+from concur_thp.mm.page_flags import PageDoubleMap, PageHead, PG_mlocked, PG_unevictable, TestFlag
+from concur_thp.mm.pgtable import entry_pfn, pmd_trans_huge
 from concur_thp.mm.swap import lru_add_drain
 from concur_thp.mm.thp_sysfs import set_switch
 from concur_thp.mm.vma_prot import mmap_switches
 from concur_thp.mm.vmstat import vmstat
+from concur_thp.rules.edit import Rewrite
+from concur_thp.rules.variant import broken
 
 ADDR = 1 << 26
 
@@ -166,3 +172,25 @@ def test_mremap_takes_the_lock_along(new_task):
     assert state(task) == (4, 4), "the new part is faulted in"
     assert do_mremap(task.cpu, task.mm, target, 4 * PAGE_SIZE, 6 * PAGE_SIZE, target) == target and state(task) == (6, 6)
     assert do_mremap(task.cpu, task.mm, target, 6 * PAGE_SIZE, PAGE_SIZE, target) == target and state(task) == (1, 1)
+
+
+def test_a_migrated_page_with_pmd_and_pte_mappings_is_not_marked(new_task):
+    """K10: it comes back without PG_double_map, so the mark is not asked for its ptes; it would be one of a pte-mapped THP."""
+    task = new_task()
+    n = int(HPAGE_PMD_NR)
+    set_switch("enabled", "always")
+    task.mmap(ADDR, n)
+    task.store(ADDR, 5)
+    child = task.fork()
+    assert do_mprotect(task.cpu, task.mm, ADDR, PAGE_SIZE, PROT_READ) == 0  # The parent's pmd is split.
+    lru_add_drain(task.cpu)
+    assert migrate_pfn(task.cpu, mem_map[entry_pfn(task.pte(ADDR).val.read())], NEW_PAGE) == 0
+    head = mem_map[entry_pfn(task.pte(ADDR).val.read())]
+    assert PageHead(head) and not PageDoubleMap(head)
+    task.run_in(child)
+    assert do_mprotect(task.cpu, task.mm, ADDR, n * PAGE_SIZE, PROT_READ) == 0  # So that mlock does not copy.
+    assert mlock(task, 0, n) == 0 and pmd_trans_huge(task.pmd(ADDR)) and not TestFlag(head, PG_mlocked)
+    with broken((Rewrite("mlock_huge_page", "if head.mapping != 0 and ...", "mapped_by_ptes(head)", "False"),), "k10_mlock"):
+        assert mlock(task, 0, n) == 0 and TestFlag(head, PG_mlocked)
+    assert "I21" in audit(task.machine.config).laws()
+    assert munlock(task, 0, n) == 0
