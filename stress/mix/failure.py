@@ -8,7 +8,7 @@ from concur_thp.check.oracle import ORACLE_PAGES
 from concur_thp.config import NR_CPUS
 from concur_thp.mm.errno import EFAULT
 from concur_thp.mm.memory_failure import memory_failure, unpoison_memory
-from concur_thp.mm.mm_types import Slot, mem_map
+from concur_thp.mm.mm_types import Page, Slot, mem_map
 from concur_thp.mm.page_flags import page_to_pfn
 from concur_thp.program.physical import page_at
 from concur_thp.program.spaces import current_mm
@@ -16,6 +16,7 @@ from stress.mix.state import page_addr
 
 BROKEN = 8
 """Most broken frames of one CPU."""
+TRIES = 16
 
 broken_frames = SharedArray("mix_broken", Slot, lambda config: NR_CPUS * BROKEN)
 """pfn + 1 of each, 0: none."""
@@ -40,7 +41,10 @@ def mix_memory_failure(cpu: Cpu):
         if status == 0:
             row.value = 0
         return status
-    page = page_at(current_mm(cpu), page_addr(random_below(cpu, ORACLE_PAGES)))
+    page = Page(0)
+    for _ in range(TRIES):  # Most of a random program's addresses have nothing at a given moment.
+        if not page:
+            page = page_at(current_mm(cpu), page_addr(random_below(cpu, ORACLE_PAGES)))
     if not page:
         return -EFAULT
     status = memory_failure(cpu, page)
