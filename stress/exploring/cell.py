@@ -50,7 +50,7 @@ class Cell:
         self.controlled.choose(job.strategy, job.depth)
         sched.bound = job.bound
         if job.checks:
-            self.machine.listen_checks()
+            self.machine.listen_checks(job.checks)
         self.before = [self._stat(kind) for kind in range(NR_VMSTAT)]
         clear_results(self.rounds.rows)
         self.controlled.keep()
