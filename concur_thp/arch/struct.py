@@ -18,6 +18,9 @@ from typing import Any, NamedTuple, Self
 I8, I16, I32, I64 = 1, 2, 4, 8
 """Widths in bytes; every field is signed."""
 
+LINES = 128
+"""Two cache lines: processors fetch them in pairs, so fields that different CPUs write are kept so far apart."""
+
 _CTYPE = {I8: ctypes.c_int8, I16: ctypes.c_int16, I32: ctypes.c_int32, I64: ctypes.c_int64}
 _MASK = (1 << 64) - 1
 
@@ -93,9 +96,10 @@ class Array:
 class Field:
     """One row of a struct; as a descriptor it is also the interpreted access."""
 
-    def __init__(self, width: int, guard: str, meaning: str, count: int, overlay: str, struct: "type[Struct] | None"):
+    def __init__(self, width: int, guard: str, meaning: str, count: int, overlay: str, struct: "type[Struct] | None",
+                 apart: bool = False):
         self.width, self.guard, self.meaning, self.count = width, guard, meaning, count
-        self.overlay, self.struct = overlay, struct
+        self.overlay, self.struct, self.apart = overlay, struct, apart
         self.name, self.offset = "", -1
         self.stride = struct.SIZE if struct else width
 
@@ -156,6 +160,8 @@ class Struct:
         for name, row in cls.FIELDS.items():
             each = row.struct.SIZE if row.struct else row.width
             natural = 8 if row.struct else row.width
+            if row.apart:
+                natural = LINES
             if row.overlay:
                 row.offset = cls.FIELDS[row.overlay].offset
                 if row.offset % natural:
@@ -165,6 +171,8 @@ class Struct:
             end = max(end, row.offset + each * max(row.count, 1))
         if size and end > size:
             raise TypeError(f"{cls.__name__} needs {end} bytes, declared {size}")
+        if any(row.apart for row in cls.FIELDS.values()):
+            align = max(align, LINES)
         cls.SIZE = size or -(-end // align) * align
         STRUCTS[cls.__name__] = cls
 
@@ -208,11 +216,14 @@ def field(width: int, guard: str, meaning: str, *, count: int = 0, overlay: str 
     return Field(width, guard, meaning, count, overlay, None)
 
 
-def atomic(width: int, meaning: str, *, count: int = 0, overlay: str = "") -> Any:
+def atomic(width: int, meaning: str, *, count: int = 0, overlay: str = "", apart: bool = False) -> Any:
     """A field touched by atomic operations only."""
-    return Field(width, "atomic", meaning, count, overlay, None)
+    return Field(width, "atomic", meaning, count, overlay, None, apart)
 
 
-def embed(struct: type[Struct], meaning: str, *, count: int = 0, overlay: str = "") -> Any:
-    """A struct inside a struct; reading the field gives a pointer to it."""
-    return Field(0, "const", meaning, count, overlay, struct)
+def embed(struct: type[Struct], meaning: str, *, count: int = 0, overlay: str = "", apart: bool = False) -> Any:
+    """A struct inside a struct; reading the field gives a pointer to it.
+
+    `apart`: it and what follows begin a cache line of their own (Linux: ____cacheline_aligned_in_smp).
+    """
+    return Field(0, "const", meaning, count, overlay, struct, apart)

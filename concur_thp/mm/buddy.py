@@ -24,6 +24,8 @@ from concur_thp.sync.spinlock import assert_spin_locked
 
 ZONE_DMA32, ZONE_NORMAL, ZONE_MOVABLE = 0, 1, 2
 WMARK_MIN, WMARK_LOW, WMARK_HIGH = 0, 1, 2
+NEAR_LOOKS = 8
+"""How many blocks of a list are looked at for one that this CPU has freed itself."""
 
 
 @inline
@@ -77,9 +79,10 @@ def unlink_free(zone: Zone, page: Page, order: int):
 
 
 @inline
-def add_to_free_list(zone: Zone, page: Page, order: int, migratetype: int):
+def add_to_free_list(cpu: Cpu, zone: Zone, page: Page, order: int, migratetype: int):
     """Make a block free: PageBuddy, its order, and onto the list."""
     page.page_type = PAGE_TYPE_BUDDY
+    page.free_cpu = cpu.id + 1
     page.private = order
     link_free(zone, page, order, migratetype)
     zone.free_area[order].nr_free = zone.free_area[order].nr_free + 1
@@ -95,11 +98,33 @@ def del_page_from_free_list(zone: Zone, page: Page, order: int):
 
 
 @inline
-def expand(zone: Zone, page: Page, low: int, high: int, migratetype: int):
+def expand(cpu: Cpu, zone: Zone, page: Page, low: int, high: int, migratetype: int):
     """Return the upper halves of a block of order `high` until it is one of order `low`."""
     while high > low:
         high -= 1
-        add_to_free_list(zone, Page(int(page) + (64 << high)), high, migratetype)
+        add_to_free_list(cpu, zone, Page(int(page) + (64 << high)), high, migratetype)
+
+
+@inline
+def near_block(cpu: Cpu, first: int):
+    """Of the newest blocks of a list, one that no other CPU has freed, or NIL."""
+    pfn = first
+    looks = 0
+    while pfn != NIL and mem_map[pfn].free_cpu != 0 and mem_map[pfn].free_cpu != cpu.id + 1:
+        looks += 1
+        pfn = mem_map[pfn].lru_next if looks < NEAR_LOOKS else NIL
+    return pfn
+
+
+@inline
+def take_block(cpu: Cpu, zone: Zone, pfn: int, current: int, order: int, migratetype: int):
+    """Off its list, and cut down to `order`."""
+    page = mem_map[pfn]
+    bug_on(cpu, not PageBuddy(page) or page.private != current,
+           "__rmqueue_smallest: not a free block of its order (values: pfn, order)", pfn, current)
+    del_page_from_free_list(zone, page, current)
+    expand(cpu, zone, page, order, current, migratetype)
+    zone.nr_free_pages = zone.nr_free_pages - (1 << order)
 
 
 @kernel
@@ -109,17 +134,19 @@ def __rmqueue_smallest(cpu: Cpu, zone: Zone, order: int, migratetype: int) -> Pa
     Context: zone.lock held.
     Return: its first page, NULL when the lists are empty.
     Linux: mm/page_alloc.c __rmqueue_smallest
+    Differs: blocks that another CPU has freed come second. Its cache still has their struct pages, here as large as the
+    contents, and neighbours that two CPUs use at once would be fetched to and fro.
     """
+    for current in range(order, MAX_ORDER):
+        pfn = near_block(cpu, zone.free_area[current].head[migratetype])
+        if pfn != NIL:
+            take_block(cpu, zone, pfn, current, order, migratetype)
+            return mem_map[pfn]
     for current in range(order, MAX_ORDER):
         pfn = zone.free_area[current].head[migratetype]
         if pfn != NIL:
-            page = mem_map[pfn]
-            bug_on(cpu, not PageBuddy(page) or page.private != current,
-                   "__rmqueue_smallest: not a free block of its order (values: pfn, order)", pfn, current)
-            del_page_from_free_list(zone, page, current)
-            expand(zone, page, order, current, migratetype)
-            zone.nr_free_pages = zone.nr_free_pages - (1 << order)
-            return page
+            take_block(cpu, zone, pfn, current, order, migratetype)
+            return mem_map[pfn]
     return Page(0)
 
 
@@ -151,4 +178,4 @@ def __free_one_page(cpu: Cpu, zone: Zone, pfn: int, order: int, migratetype: int
         del_page_from_free_list(zone, mem_map[buddy], order)
         pfn = pfn & buddy
         order += 1
-    add_to_free_list(zone, mem_map[pfn], order, migratetype)
+    add_to_free_list(cpu, zone, mem_map[pfn], order, migratetype)

@@ -12,9 +12,10 @@ from concur_thp.mm.alloc_slowpath import kswapd_wait
 from concur_thp.mm.buddy import WMARK_HIGH
 from concur_thp.mm.mm_types import pgdat, zones
 from concur_thp.mm.pcp import drain_pcp
+from concur_thp.mm.put_page import SWAP_CLUSTER_MAX
 from concur_thp.mm.rmqueue import zone_watermark_ok
 from concur_thp.mm.swap import lru_add_drain
-from concur_thp.mm.vmscan import SWAP_CLUSTER_MAX, do_try_to_free_pages
+from concur_thp.mm.vmscan import do_try_to_free_pages
 from concur_thp.mm.vmstat import Stat, count_vm_event
 
 IDLE_ROUNDS = 16

@@ -41,6 +41,7 @@ class Page(Struct, size=64):
     page_type = field(I8, "zone_lock", "PAGE_TYPE_*: what a page is that nobody maps")
     _free_type = field(I8, "zone_lock", "free or pcp page: the migratetype of the list it is on")
     lock_owner = field(I16, "page_lock", "CPU + 1 that holds PG_locked, for reports")
+    free_cpu = field(I16, "zone_lock", "free block: the CPU that freed it, + 1; 0 for none. Its cache has these struct pages")
     compound_mapcount = atomic(I32, "in tail 1: pmds that map the page, -1 for none", overlay="lru_next")
     compound_order = field(I32, "init", "in tail 1: the order, and with it the THP destructor", overlay="lru_prev")
     deferred_next = field(I64, "split_queue_lock", "in tail 2: 0 when on no list, else 1 << 32 | next head's pfn + 1",
@@ -161,13 +162,13 @@ class FreeArea(Struct, size=32):
 
 
 class Zone(Struct, align=64):
-    """struct zone."""
+    """struct zone. What every CPU only reads is apart from what the lock's holder writes."""
 
-    lock = embed(SpinLock, "guards free_area and pageblock types")
     start_pfn = field(I64, "const", "first frame")
     end_pfn = field(I64, "const", "first frame behind")
-    nr_free_pages = field(I64, "zone_lock", "free pages in the buddy lists")
     watermark = field(I64, "const", "min, low, high: pages", count=3)
+    lock = embed(SpinLock, "guards free_area and pageblock types", apart=True)
+    nr_free_pages = field(I64, "zone_lock", "free pages in the buddy lists")
     free_area = embed(FreeArea, "by order", count=NR_ORDERS)
 
 
@@ -185,19 +186,19 @@ class LruList(Struct, size=16):
 
 
 class Pgdat(Struct, size=512):
-    """struct pglist_data: the one node there is."""
+    """struct pglist_data: the one node there is. Each lock has its cache lines, with what it guards."""
 
-    lru_lock = embed(SpinLock, "guards the LRU lists")
-    split_queue_lock = embed(SpinLock, "guards the deferred split list")
+    huge_zero_page = atomic(I32, "pfn of the huge zero page, or NIL")
+    zero_pfn = field(I32, "const", "pfn of the small zero page")
+    nr_zones = field(I32, "const", "zones in use")
+    lru_lock = embed(SpinLock, "guards the LRU lists", apart=True)
+    lru = embed(LruList, "by LRU_* kind", count=NR_LRU_LISTS)
+    split_queue_lock = embed(SpinLock, "guards the deferred split list", apart=True)
     split_queue_head = field(I32, "split_queue_lock", "first THP (pfn of the head), or NIL")
     split_queue_tail = field(I32, "split_queue_lock", "last, or NIL")
     split_queue_len = field(I64, "split_queue_lock", "THPs queued")
-    lru = embed(LruList, "by LRU_* kind", count=NR_LRU_LISTS)
-    isolated = atomic(I64, "pages taken off the LRU by someone who works on them")
-    huge_zero_page = atomic(I32, "pfn of the huge zero page, or NIL")
+    isolated = atomic(I64, "pages taken off the LRU by someone who works on them", apart=True)
     huge_zero_refcount = atomic(I32, "0 none; else 1 for the shrinker + mms that hold a reference")
-    zero_pfn = field(I32, "const", "pfn of the small zero page")
-    nr_zones = field(I32, "const", "zones in use")
 
 
 class PcpList(Struct, size=8):

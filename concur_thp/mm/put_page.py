@@ -17,6 +17,9 @@ from concur_thp.mm.page_flags import PageHead, PageTail, PG_lru, PG_reserved, co
 from concur_thp.mm.page_ref import put_page_testzero
 from concur_thp.sync.spinlock import spin_lock_irq, spin_unlock_irq
 
+SWAP_CLUSTER_MAX = 32
+"""Pages that one hold of lru_lock takes off the LRU, and one batch of reclaim."""
+
 
 @inline
 def put_page(cpu: Cpu, page: Page):
@@ -81,7 +84,6 @@ def release_pages(cpu: Cpu, pages: Slot, nr: int):
 
     Context: as __put_page().
     Linux: mm/swap.c release_pages
-    Differs: lru_lock may be held for the whole batch, which its callers keep small.
     """
     locked = 0
     nr_free = 0
@@ -100,9 +102,13 @@ def release_pages(cpu: Cpu, pages: Slot, nr: int):
         check_last_put(cpu, head)
         check_point(cpu, Point.PUT_PAGE_ZERO, head)
         if head.flags.read() & (1 << PG_lru):
-            if not locked:
+            if locked == SWAP_CLUSTER_MAX:
+                # Others wait with a short spin, then sleep: no hold may be longer than that.
+                spin_unlock_irq(cpu, pgdat.lru_lock)
+                locked = 0
+            if locked == 0:
                 spin_lock_irq(cpu, pgdat.lru_lock)
-                locked = 1
+            locked += 1
             page_off_lru(head)
         slot_at(pages, nr_free).value = page_to_pfn(head)
         nr_free += 1

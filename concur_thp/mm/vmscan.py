@@ -41,6 +41,7 @@ from concur_thp.mm.page_list import (
     page_list,
 )
 from concur_thp.mm.page_referenced import page_referenced
+from concur_thp.mm.put_page import SWAP_CLUSTER_MAX
 from concur_thp.mm.shrink_page_list import shrink_page_list
 from concur_thp.mm.swap import lru_add_drain, putback_lru_page
 from concur_thp.mm.swap_map import get_nr_swap_pages
@@ -49,8 +50,6 @@ from concur_thp.sync.lockdep import might_sleep
 from concur_thp.sync.spinlock import spin_lock_irq, spin_unlock_irq
 
 DEF_PRIORITY = 12
-SWAP_CLUSTER_MAX = 32
-"""Pages of one batch, and what direct reclaim is content with."""
 SHRINK_BATCH = 128
 
 

@@ -32,6 +32,18 @@ def test_fields_are_aligned_and_overlays_share_their_place():
         assert m.d == (7 << 32) | 0xFFFFFFFF
 
 
+class Apart(Struct):
+    read = field(I64, "const", "what everybody reads")
+    lock = embed(Small, "what its holder writes", apart=True)
+    guarded = field(I64, "owner", "beside its lock")
+    count = atomic(I64, "what all write", apart=True)
+
+
+def test_what_is_apart_shares_no_cache_line_with_what_is_before_it():
+    assert {name: f.offset for name, f in Apart.FIELDS.items()} == {"read": 0, "lock": 128, "guarded": 136, "count": 256}
+    assert Apart.SIZE == 384
+
+
 def test_a_struct_too_large_for_its_size_is_refused():
     with pytest.raises(TypeError, match="needs 72 bytes, declared 64"):
         type("TooBig", (Struct,), {"w": field(I64, "owner", "words", count=9)}, size=64)
