@@ -4,8 +4,8 @@ from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import kernel
 from concur_thp.arch.random import random_below
 from concur_thp.mm.lru import LRU_FILE, LRU_INACTIVE_ANON
+from concur_thp.mm.put_page import SWAP_CLUSTER_MAX
 from concur_thp.mm.swap_map import get_nr_swap_pages
-from concur_thp.mm.vmscan import SWAP_CLUSTER_MAX
 from concur_thp.program.pressure import reclaim_some
 
 
