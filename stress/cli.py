@@ -6,6 +6,7 @@ import click
 
 from concur_thp import options
 from concur_thp.errors import Misuse
+from stress.bench.options import MOST_PROCESSES, PLOT_KINDS, PROCESSES, ROUNDS, BenchOptions
 from stress.options import ENABLED, WORDS_OF_A_PAGE, StressOptions
 
 
@@ -45,17 +46,34 @@ def stress(recordings: tuple[str, ...], json_path: str, **given: object) -> int:
     return run_stress(StressOptions(recordings=recordings, json=json_path, **given))  # type: ignore[arg-type]
 
 
+def _processes(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    numbers = tuple(int(word) if word.strip().isdigit() else 0 for word in value.split(","))
+    if not all(1 <= number <= MOST_PROCESSES for number in numbers):
+        raise Misuse(f"--processes {value}: pass numbers from 1 to {MOST_PROCESSES} with commas between, such as 1,2,4")
+    return tuple(dict.fromkeys(numbers))
+
+
+def _plot(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if value and (Path(value).suffix not in PLOT_KINDS or not Path(value).resolve().parent.is_dir()):
+        raise Misuse(f"--plot {value}: pass a file name that ends in {', '.join(PLOT_KINDS)}, in an existing directory")
+    return value
+
+
 @click.command()
-@click.option("--only", metavar="NAME", multiple=True, help="Measure this one only; may be repeated.")
-@click.option("--rounds", type=options.Count(1, 1_000_000, "each round is one sample"), default=10, show_default=True,
-              help="Samples of each side in each turn; the median is shown.")
+@click.option("--only", metavar="NAME", multiple=True, help="Measure this row only; may be repeated.")
+@click.option("--processes", metavar="N,N,...", default=",".join(map(str, PROCESSES)), show_default=True,
+              callback=_processes, help="How many processes at once; from 2 on in mms of their own, and in one mm.")
+@click.option("--rounds", type=options.Count(1, 1_000_000, "each round is one sample"), default=ROUNDS, show_default=True,
+              help="Samples of each process in each turn.")
+@click.option("--growth", is_flag=True, help="Instead: how costs grow with memory, vmas, mms and queue lengths.")
+@click.option("--plot", metavar="FILE", default="", callback=_plot, help="Draw the result too, as .svg, .png or .pdf.")
 @options.json_option()
 @options.quiet_option()
-def bench(only: tuple[str, ...], rounds: int, json_path: str, quiet: bool) -> int:
-    """Measure speed, side by side with the running kernel and plain multiprocess locks."""
-    from stress.bench.main import BenchOptions, run_bench
+def bench(json_path: str, **given: object) -> int:
+    """Measure speed, side by side with the running kernel and with multiprocess, pthread and fcntl locks."""
+    from stress.bench.main import run_bench
 
-    return run_bench(BenchOptions(only=only, rounds=rounds, json=json_path, quiet=quiet))
+    return run_bench(BenchOptions(json=json_path, **given))  # type: ignore[arg-type]
 
 
 @click.command()

@@ -32,7 +32,10 @@ from concur_thp.mm.pcp import alloc_settings
 from concur_thp.sync.lock_classes import ZONE_LOCK
 from concur_thp.sync.spinlock import spin_lock_init
 
-PCP_BATCH = 31
+PCP_BATCH = 63
+"""Most pages of a batch: what zone_batchsize() of v4.20 makes of a zone of 1 GiB or more."""
+SMALL_BATCH = 31
+"""What a smaller machine has at most."""
 PCP_HIGH_BATCHES = 6
 """Linux: pcp->high = 6 * batch."""
 FRAMES_PER_PCP_PAGE = 1024
@@ -70,7 +73,8 @@ def init_memory(config: Any) -> None:
     for cpu in range(NR_CPUS):
         for row in range(NR_ZONES * MIGRATE_TYPES):
             percpu[cpu].pcp[row].head = NIL
-    batch = max(1, min(PCP_BATCH, config.frames // FRAMES_PER_PCP_PAGE))
+    batch = max(1, min(SMALL_BATCH, config.frames // FRAMES_PER_PCP_PAGE),
+                min(PCP_BATCH, config.frames // (4 * FRAMES_PER_PCP_PAGE)))
     alloc_settings.pcp_batch = batch
     alloc_settings.pcp_high = PCP_HIGH_BATCHES * batch
     used = [number for number, (start, end) in enumerate(bounds) if start < end]

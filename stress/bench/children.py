@@ -4,10 +4,11 @@ import signal
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait as wait_for_any
-from typing import Any
+from typing import Any, TypeVar
 
 import multiprocess
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from concur_thp.errors import EmulatorError, Misuse
 
 SECONDS = 60.0
+T = TypeVar("T")
 
 
 class NotHere(Exception):
@@ -25,12 +27,12 @@ class NotHere(Exception):
 class Measured:
     name: str
     median_ns: float | None
-    spread_ns: tuple[float, float] | None  # 10th and 90th percentile
+    spread_ns: tuple[float, float] | None  # first and third quartile
     reason: str | None  # why there is no figure
     samples: tuple[float, ...] = field(default=(), repr=False)
 
 
-def in_children(job: Callable[[], list[float]], processes: int, seconds: float = SECONDS) -> list[float]:
+def in_children(job: Callable[[], list[T]], processes: int, seconds: float = SECONDS) -> list[T]:
     """Fork `processes` children, run `job` in all of them at once, return all their samples."""
     fork = multiprocess.get_context("fork")
     start_line = fork.Barrier(processes)
@@ -63,9 +65,9 @@ def in_children(job: Callable[[], list[float]], processes: int, seconds: float =
             ours.close()
 
 
-def _gather(crew: list[Any], deadline: float, seconds: float) -> list[float]:
+def _gather(crew: list[Any], deadline: float, seconds: float) -> list[Any]:
     waiting: dict[Any, Any] = {ours: process for process, ours in crew}
-    samples: list[float] = []
+    samples: list[Any] = []
     while waiting:
         ready: list[Any] = wait_for_any(list(waiting), max(0.0, deadline - time.monotonic()))
         if not ready:
@@ -83,12 +85,40 @@ def _gather(crew: list[Any], deadline: float, seconds: float) -> list[float]:
     return samples
 
 
+def sampled(row: Callable[[ExitStack], Callable[[], float]], crew: int, rounds: int,
+            threads: bool = False) -> Callable[[], list[float]]:
+    """A job for in_children(): `rounds` samples of a row by each of `crew` processes, or threads of one process.
+
+    Whoever has his samples goes on until all have theirs: nobody's last samples are taken alone.
+    """
+    finished = multiprocess.get_context("fork").Value("i", 0)
+
+    def one_of_them() -> list[float]:
+        with ExitStack() as stack:
+            try:
+                one = row(stack)
+                one()  # The first round warms allocator, page tables and code, and is thrown away.
+                samples = [one() for _ in range(rounds)]
+            finally:
+                with finished.get_lock():
+                    finished.value += 1
+            while finished.value < crew:
+                one()
+        return samples
+
+    def all_threads() -> list[float]:
+        with ThreadPoolExecutor(crew) as pool:
+            return sum(pool.map(lambda _number: one_of_them(), range(crew)), [])
+
+    return all_threads if threads else one_of_them
+
+
 def measured(name: str, job: Callable[[], list[float]], processes: int, seconds: float = SECONDS) -> Measured:
     try:
         samples = in_children(job, processes, seconds)
     except NotHere as why:
         return Measured(name, None, None, str(why))
-    low, high = (float(value) for value in np.percentile(samples, (10, 90)))
+    low, high = (float(value) for value in np.percentile(samples, (25, 75)))
     return Measured(name, statistics.median(samples), (low, high), None, tuple(samples))
 
 

@@ -1,129 +1,124 @@
-"""`concur-thp bench`: what an operation costs here, on the running kernel, and as a plain multiprocess lock.
+"""`concur-thp bench`: what an operation costs here, on the running kernel, and with the locks a Python program has.
 
-The sides take turns (A B A B), so that a machine whose speed drifts slows all of them alike; medians are compared.
+The sides take turns (A B A B), so that a machine whose speed drifts slows all of them alike; ratios are taken turn by turn.
 """
 
-import functools
-import statistics
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import multiprocess
-from rich.table import Table
-
-from concur_thp.errors import Misuse
+from concur_thp.check.audit import audit
+from concur_thp.errors import KernelBug, Misuse
 from concur_thp.machine import Machine
 from concur_thp.mm.thp_sysfs import set_switch
-from concur_thp.output import compile_progress, console, write_json
-from stress.bench import host_kernel, host_locks
-from stress.bench.children import Measured, NotHere, in_children
-from stress.bench.emulator import ROWS, Bed
+from concur_thp.output import compile_progress, console, result_console, write_json
+from stress.bench import growth, throughput
+from stress.bench.children import NotHere
+from stress.bench.emulator import WINDOWS
+from stress.bench.options import MOST_PROCESSES, BenchOptions
+from stress.bench.plot import draw, load_matplotlib
+from stress.bench.rows import ROWS, Row, sides
+from stress.bench.statistics import ratio, spread
+from stress.bench.table import print_growth, print_rows, print_throughput
 
-TURNS = 3
+TURNS = 4
 """How often the sides take turns."""
-PROCESSES = (1, 2)
-MEMORY = "1G"
+MEMORY, SWAP = "1G", "512M"
 
-
-@dataclass(frozen=True)
-class BenchOptions:
-    """`only`: names of rows, empty for all; `rounds`: samples of each side in each turn."""
-
-    only: tuple[str, ...] = ()
-    rounds: int = 10
-    json: str | None = None
-    quiet: bool = False
+assert MOST_PROCESSES <= WINDOWS
 
 
 def run_bench(options: BenchOptions) -> int:
     """Measure, print, return 0."""
-    unknown = set(options.only) - set(ROWS)
+    known = tuple(growth.ROWS) if options.growth else (*ROWS, *throughput.ROWS)
+    unknown = set(options.only) - set(known)
     if unknown:
-        raise Misuse(f"--only {', '.join(sorted(unknown))}: the rows are {', '.join(ROWS)}")
-    out = console(options.quiet)
-    with compile_progress(out) as progress, Machine(memory=MEMORY, cpus=max(PROCESSES), progress=progress) as machine:
-        progress.finish()
-        set_switch("enabled", "always")
-        set_switch("defrag", "always")
-        names = options.only or tuple(ROWS)
-        rows = [row(machine, name, processes, options.rounds, out) for name in names for processes in PROCESSES]
-    write_json(options.json or "", rows)
-    if not options.quiet:
-        _table(out, rows)
+        raise Misuse(f"--only {', '.join(sorted(unknown))}: the rows are {', '.join(known)}")
+    if options.plot:
+        load_matplotlib()  # Before a run of minutes, not after it.
+    names = options.only or known
+    out, messages = result_console(options.quiet, options.json, soft_wrap=False), console(options.quiet)
+    if options.growth:
+        rows = growth.measure(names, options.rounds, messages)
+        if not options.quiet:
+            print_growth(out, rows)
+    else:
+        rows = _measure(names, options, messages)
+        if not options.quiet:
+            print_rows(out, [row for row in rows if row["kind"] != "throughput"])
+            print_throughput(out, [row for row in rows if row["kind"] == "throughput"])
+    write_json(options.json, rows)
+    if options.plot:
+        draw(rows, options.plot)
     return 0
 
 
-def row(machine: Machine, name: str, processes: int, rounds: int, out: Any) -> dict[str, Any]:
-    """One row: the three sides in turns."""
-    sides: dict[str, Callable[[], list[float]]] = {
-        "emulator": functools.partial(_emulator, machine, name, processes, rounds),
-        "kernel": lambda: _samples(host_kernel.measure(name, processes, rounds)),
-        "multiprocess": lambda: _samples(host_locks.measure(name, processes, rounds)),
-    }
-    if name not in host_locks.ROWS:
-        del sides["multiprocess"]
-    if name not in host_kernel.ROWS:
-        del sides["kernel"]
-    found: dict[str, list[float]] = {side: [] for side in sides}
+def _measure(names: tuple[str, ...], options: BenchOptions, messages: Any) -> list[dict[str, Any]]:
+    rows = []
+    with compile_progress(messages) as progress, Machine(memory=MEMORY, swap=SWAP, cpus=max(2, *options.processes),
+                                                         progress=progress) as machine:
+        progress.finish()
+        set_switch("enabled", "always")
+        set_switch("defrag", "always")
+        for name in names:
+            if name in throughput.ROWS:
+                say(messages, name)
+                rows.append(throughput.measure(machine, name, throughput.TURNS if options.rounds > 1 else 1))
+                continue
+            for processes in options.processes:
+                for one_mm in (False, True):
+                    if _possible(ROWS[name], processes, one_mm):
+                        rows.append(measure_row(machine, ROWS[name], processes, one_mm, options.rounds, messages))
+        check(machine)
+    return rows
+
+
+def _possible(row: Row, processes: int, one_mm: bool) -> bool:
+    if processes == 1:
+        return not one_mm
+    return row.together if one_mm else row.apart
+
+
+def check(machine: Machine) -> None:
+    """What was measured was a machine in order."""
+    found = audit(machine.config)
+    if found.violations:
+        raise KernelBug(f"the audit after the bench found {len(found.violations)} violations: {found.violations[0]}")
+
+
+def say(messages: Any, what: str) -> None:
+    """Where we are, on a terminal."""
+    if sys.stderr.isatty() and not messages.quiet:
+        messages.print(f"{what} ...".ljust(80), end="\r")
+
+
+def measure_row(machine: Machine, row: Row, processes: int, one_mm: bool, rounds: int, messages: Any) -> dict[str, Any]:
+    """One row: its sides in turns."""
+    takers = sides(machine, row, processes, one_mm, rounds)
+    found: dict[str, list[list[float]]] = {side: [] for side in takers}
     reasons: dict[str, str] = {}
     for turn in range(TURNS):
-        if sys.stderr.isatty() and not out.quiet:
-            out.print(f"{name}, {processes} process(es), turn {turn + 1} of {TURNS} ...", end="\r")
-        for side, run in sides.items():
+        say(messages, f"{row.name}, {processes} process(es), {'one mm' if one_mm else 'own mm'}, turn {turn + 1} of {TURNS}")
+        for side, take in takers.items():
             try:
-                found[side] += run() if side not in reasons else []
+                found[side].append(take() if side not in reasons else [])
             except NotHere as why:
                 reasons[side] = str(why)
-    return _row(name, processes, found, reasons)
+    return result(row, processes, one_mm, {side: turns for side, turns in found.items() if side not in reasons}, reasons)
 
 
-def _emulator(machine: Machine, name: str, processes: int, rounds: int) -> list[float]:
-    tickets = multiprocess.get_context("fork").Value("i", 0)
-
-    def job() -> list[float]:
-        with tickets.get_lock():
-            number, tickets.value = tickets.value, tickets.value + 1
-        bed = Bed(machine, number)
-        samples = ROWS[name](bed, rounds + 1)[1:]  # The first round touches memory for the first time.
-        bed.close()
-        return samples
-
-    return in_children(job, processes)
-
-
-def _samples(measured: Measured) -> list[float]:
-    if measured.reason is not None:
-        raise NotHere(measured.reason)
-    return list(measured.samples)
-
-
-def _row(name: str, processes: int, found: dict[str, list[float]], reasons: dict[str, str]) -> dict[str, Any]:
-    median = {side: statistics.median(samples) for side, samples in found.items() if samples}
-    ours = median["emulator"]
-
-    def figure(side: str) -> float | None:
-        return round(median[side], 2) if side in median else None
-
-    def ratio(side: str) -> float | None:
-        return round(median[side] / ours, 2) if side in median else None
-
-    ordered = sorted(found["emulator"])
-    return {
-        "name": name, "unit": "ns", "processes": processes, "emulator": figure("emulator"),
-        "emulator_p10": round(ordered[len(ordered) // 10], 2), "emulator_p90": round(ordered[-1 - len(ordered) // 10], 2),
-        "kernel": figure("kernel"), "multiprocess": figure("multiprocess"), "ratio_kernel": ratio("kernel"),
-        "ratio_multiprocess": ratio("multiprocess"), "reason": "; ".join(f"{s}: {r}" for s, r in reasons.items()) or None,
-    }
-
-
-def _table(out: Any, rows: list[dict[str, Any]]) -> None:
-    table = Table(title="ns per operation, medians; ratio = theirs / ours", title_justify="left", box=None)
-    for heading in ("row", "processes", "emulator", "Linux", "ratio", "multiprocess", "ratio"):
-        table.add_column(heading, justify="left" if heading == "row" else "right", no_wrap=True)
-    for line in rows:
-        cells = [line["processes"], line["emulator"], line["kernel"], line["ratio_kernel"], line["multiprocess"],
-                 line["ratio_multiprocess"]]
-        table.add_row(line["name"], *("-" if cell is None else f"{cell:,}" for cell in cells))
-    out.print(table)
+def result(row: Row, processes: int, one_mm: bool, found: dict[str, list[list[float]]],
+           reasons: dict[str, str]) -> dict[str, Any]:
+    """A row for JSON; the sides that gave no figure are null."""
+    data: dict[str, Any] = {"name": row.name, "kind": row.kind, "unit": "ns", "per": row.per, "processes": processes,
+                            "mm": "one" if one_mm else "own"}
+    every = ("emulator", "kernel", "multiprocess", *(("pthread", "fcntl") if row.kind == "lock" else ()))
+    for side in every:
+        figures = spread([sample for turn in found[side] for sample in turn]) if side in found else None
+        data |= {side: figures and round(figures.median, 2), f"{side}_q1": figures and round(figures.q1, 2),
+                 f"{side}_q3": figures and round(figures.q3, 2)}
+    for side in every[1:]:
+        against = ratio(found[side], found["emulator"]) if side in found else None
+        data |= {f"ratio_{side}": against and round(against.median, 2), f"ratio_{side}_low": against and round(against.low, 2),
+                 f"ratio_{side}_high": against and round(against.high, 2)}
+    data["reason"] = "; ".join(f"{side}: {why}" for side, why in reasons.items()) or None
+    return data

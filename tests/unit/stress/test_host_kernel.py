@@ -9,8 +9,9 @@ import pytest
 
 from concur_thp.errors import EmulatorError, Misuse
 from stress.bench import host_kernel, host_locks
-from stress.bench.children import NotHere, in_children, measured
-from stress.bench.host_kernel import HPAGE, MADV_COLLAPSE, PAGE, Region, measure
+from stress.bench.children import NotHere, in_children, measured, sampled
+from stress.bench.host_kernel import measure
+from stress.bench.host_memory import HPAGE, MADV_COLLAPSE, PAGE, Floor, Region
 
 
 @pytest.mark.parametrize("name", host_kernel.ROWS)
@@ -31,15 +32,50 @@ def test_every_process_hands_in_its_samples(module, name):
     assert len(got.samples) == 6
 
 
-@pytest.mark.parametrize("name", host_locks.ROWS)
-def test_lock_rows_are_measured_with_multiprocess_and_not_on_the_kernel(name):
-    assert host_locks.measure(name, rounds=2).median_ns > 0
+@pytest.mark.parametrize("name", host_locks.LOCK_ROWS)
+def test_lock_rows_are_measured_with_locks_of_programs_and_not_on_the_kernel(name):
+    for side in host_locks.PAIRS:
+        assert len(host_locks.measure(name, rounds=2, side=side).samples) == 2
     assert "a program" in measure(name).reason
+
+
+@pytest.mark.parametrize("one_lock", [True, False])
+@pytest.mark.parametrize("side", host_locks.PAIRS)
+def test_locks_are_shared_by_all_processes_or_by_none(side, one_lock):
+    assert len(host_locks.measure("rwsem_write_pair", 2, 2, side, one_lock).samples) == 4
+    with pytest.raises(Misuse, match="no such locks: 'flock'; pass one of multiprocess, pthread, fcntl"):
+        host_locks.measure("atomic_add", side="flock")
+
+
+@pytest.mark.parametrize("name", ["fault_pte", "zap_huge", "mprotect_whole", "munmap"])
+def test_threads_of_one_mm_hand_in_their_samples_too(name):
+    got = measure(name, processes=2, rounds=2, one_mm=True)
+    assert got.reason is not None or len(got.samples) == 4
+
+
+@pytest.mark.parametrize("threads", [True, False])
+def test_whoever_is_ready_goes_on_until_all_are(threads):
+    """Each gives just its own samples; one that breaks does not leave the others waiting."""
+    job = sampled(lambda stack: lambda: 1.0, 3, 4, threads=threads)
+    assert in_children(job, 1 if threads else 3) == [1.0] * 12
+
+    def broken(stack):
+        raise NotHere("not in this process")
+
+    with pytest.raises(NotHere, match="not in this process"):
+        in_children(sampled(broken, 2, 1, threads=threads), 1 if threads else 2, seconds=20)
+
+
+def test_what_is_subtracted_is_the_least_so_far():
+    floor = Floor()
+    slow = floor(time.sleep, 0.002)
+    assert floor(time.sleep, 0) < slow
+    assert floor(time.sleep, 0.002) < slow
 
 
 def test_median_and_spread():
     got = measured("row", lambda: [float(n) for n in range(1, 12)], processes=1)
-    assert (got.median_ns, got.spread_ns, got.reason) == (6.0, (2.0, 10.0), None)
+    assert (got.median_ns, got.spread_ns, got.reason) == (6.0, (3.5, 8.5), None)
 
 
 @pytest.mark.parametrize("module", [host_kernel, host_locks])

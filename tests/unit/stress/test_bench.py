@@ -1,0 +1,102 @@
+"""The bench's own side: every row does what it says, on one CPU process and on two; what is made of samples."""
+
+import pytest
+
+from concur_thp.check.audit import audit
+from concur_thp.errors import EmulatorError
+from concur_thp.mm.thp_sysfs import set_switch
+from stress.bench import emulator, growth, throughput
+from stress.bench.emulator import Bed, timed
+from stress.bench.main import measure_row, result
+from stress.bench.rows import ROWS, Row
+from stress.bench.statistics import growth as grown
+from stress.bench.statistics import ratio, spread
+from stress.bench.throughput import Span, fair
+
+KEYS = {"name", "unit", "emulator", "kernel", "multiprocess", "ratio_kernel", "ratio_multiprocess"}
+"""Of `bench --json`, design section 10."""
+
+
+class Quiet:
+    quiet = True
+
+
+@pytest.fixture
+def machine(machine_factory):
+    machine = machine_factory(memory="256M", swap="64M", cpus=2)
+    set_switch("enabled", "always")
+    set_switch("defrag", "always")
+    yield machine
+    assert not audit(machine.config).violations
+
+
+def test_every_row_runs_and_leaves_a_machine_in_order(machine):
+    for name, row in emulator.ROWS.items():
+        bed = Bed(machine, 0)
+        one = row(bed)
+        assert min(one(), one()) != 0, name
+        bed.close()
+
+
+@pytest.mark.parametrize("one_mm", [False, True])
+@pytest.mark.parametrize("name", ["fault_huge", "split_huge_page", "collapse", "dontneed_part", "spin_lock_pair"])
+def test_two_processes_in_mms_of_their_own_and_in_one(machine, name, one_mm):
+    row = measure_row(machine, ROWS[name], 2, one_mm, 1, Quiet())
+    assert set(row) >= KEYS and (row["mm"], row["processes"]) == ("one" if one_mm else "own", 2)
+    assert row["emulator_q1"] <= row["emulator"] <= row["emulator_q3"]
+    assert row["kernel"] is not None or "kernel:" in row["reason"]
+    assert (row.get("fcntl") is not None) == (row["kind"] == "lock")
+
+
+def test_a_row_that_did_something_else_is_our_error():
+    assert timed(4, lambda: 4, 4) > 0
+    with pytest.raises(EmulatorError, match="3 operations where 4 were expected"):
+        timed(4, lambda: 3, 4)
+    with pytest.raises(EmulatorError, match="failed with -12"):
+        timed(1, lambda: -12)
+
+
+def test_ratios_are_taken_turn_by_turn():
+    """A machine that becomes three times slower meanwhile changes no ratio."""
+    assert ratio([[10.0], [30.0], [60.0]], [[1.0], [3.0], [4.0]]) == (10.0, 10.0, 15.0)
+    assert ratio([[]], [[1.0]]) is None
+    assert spread([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 3.0, 4.0)
+
+
+def test_a_side_without_figures_has_its_reason():
+    row = result(Row("fault_huge", "fault"), 1, False, {"emulator": [[5.0], [7.0]]}, {"kernel": "no such kernel"})
+    assert (row["emulator"], row["kernel"], row["ratio_kernel"], row["reason"]) == (6.0, None, None, "kernel: no such kernel")
+
+
+@pytest.mark.parametrize("costs, word", [
+    ([100, 104, 99, 102], "constant"),
+    ([100, 1000, 10_000, 100_000], "linear"),
+    ([1010, 1100, 2000, 11_000], "linear"),  # with a fixed part
+    ([100, 200, 300, 400], "logarithmic"),
+    ([1, 100, 10_000, 1_000_000], "size^2.0"),
+])
+def test_how_a_cost_grows_has_a_name(costs, word):
+    assert grown([10, 100, 1000, 10_000], costs).word == word
+
+
+def test_stretches_count_only_while_both_had_a_processor():
+    """Process 1 is taken off its processor in its second stretch: only what both did meanwhile is left out."""
+    mine = [Span(0, 0, 100, 100, 5), Span(0, 100, 200, 100, 5), Span(0, 200, 300, 100, 5)]
+    others = [Span(1, 0, 110, 110, 5), Span(1, 110, 190, 20, 5), Span(1, 190, 320, 128, 5)]
+    assert fair(mine + others, 2) == [mine[0], mine[2], others[0]]
+    assert fair(mine, 1) == mine
+    assert fair(mine, 2) == []
+
+
+@pytest.mark.parametrize("name", throughput.ROWS)
+def test_throughput_of_two_processes_beside_that_of_one(machine, name):
+    row = throughput.measure(machine, name, 1)
+    assert set(row) >= KEYS | {"ceiling", "undisturbed", "emulator_one", "emulator_two"}
+    assert row["emulator"] > 0 and row["ceiling"] > 0 and (row["kernel"] is not None or row["reason"])
+
+
+@pytest.mark.parametrize("dimension", dict.fromkeys(row.dimension for row in growth.ROWS.values()), ids=lambda d: d.what)
+def test_every_growth_row_runs_at_its_smallest_size(dimension):
+    names = [name for name, row in growth.ROWS.items() if row.dimension is dimension]
+    found = growth.take(dimension, dimension.sizes[0], names, 1)
+    assert {name: len(samples) for name, samples in found.items()} == dict.fromkeys(names, 1)
