@@ -29,8 +29,10 @@ SWITCHES = {"k5_young_half": "0"}
 """For every scenario: half of the ptes need not be young for a collapse, which is only policy (K5)."""
 AUDIT_SECONDS = 0.25
 """How often the machine is audited: with everything there, and again when everything is gone."""
-BYSTANDER = "enter 7; map 0 1h rw; advise 0 1h nohuge; store 0 1; store 1 2; protect 0 1 ro; load 1; unmap 0 1h"
-"""What CPUs beyond the scenario's do, in an mm of their own: in the way at the machine's locks, of no outcome's concern."""
+BYSTANDER = ("enter 7; map {0}h 1h rw; advise {0}h 1h nohuge; store {0}h 1; store {0}h+1 2; protect {0}h 1 ro; load {0}h+1; "
+             "unmap {0}h 1h")
+"""What CPUs beyond the scenario's do, in an mm of their own, each in a block that is two from the next: in the way at
+the machine's locks, of no outcome's concern."""
 BYSTANDER_SETUP = "new 7"
 CHAOS = (4, 6)
 """A delay at one point in 2**4, the rest of a time slice at one in 2**6: races are short, and want many."""
@@ -105,7 +107,7 @@ def prepare(scenario: Scenario, cpus: int, instead: Mapping[int, Program] | None
     if cpus > len(scenario.cpus):
         programs[SETUP] = parse_program(BYSTANDER_SETUP) + programs[SETUP]
         for number in range(len(scenario.cpus), cpus):
-            programs[number] = parse_program(BYSTANDER)
+            programs[number] = parse_program(BYSTANDER.format(2 * number))
     arena.parties, arena.actors = cpus, len(scenario.cpus)
     return Rounds(scenario, programs)
 
