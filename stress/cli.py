@@ -9,6 +9,8 @@ from concur_thp.errors import Misuse
 from stress.bench.options import MOST_PROCESSES, PLOT_KINDS, PROCESSES, ROUNDS, BenchOptions
 from stress.options import ENABLED, WORDS_OF_A_PAGE, StressOptions
 
+LOCK_SECONDS = 6.0
+"""Longest hunt for one cut of `break --locks`."""
 
 def _recordings(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
     for path in value:
@@ -129,15 +131,21 @@ def replay(token: str, times: int, json_path: str, quiet: bool) -> int:
 @click.option("--order", type=options.Count(2, 9, "9 is x86-64's huge page"), default=None,
               help="A huge page is 2**ORDER small ones. [default: 3, or what the variant needs]")
 @click.option("--free", is_flag=True, help="Let the CPUs race for real instead of one at a time; nothing can be replayed.")
+@click.option("--locks", is_flag=True, help="Not the rules' variants, but mm/ without each lock, trylock, flush and second look"
+              " in turn, as found in its syntax trees; ID is then a function.")
 @options.seed_option()
 @options.json_option()
 @options.quiet_option()
 @click.option("--run-dir", metavar="DIR", default="runs", show_default=True, help="Where runs keep what they found.")
-def break_(ids: tuple[str, ...], everything: bool, seconds: float, order: int | None, free: bool, seed: int, json_path: str,
-           quiet: bool, run_dir: str) -> int:
+def break_(ids: tuple[str, ...], everything: bool, seconds: float, order: int | None, free: bool, locks: bool, seed: int,
+           json_path: str, quiet: bool, run_dir: str) -> int:
     """Break rules on purpose and show how that fails. ID is a rule or one of its variants, such as R18 or R18a."""
     from stress.breaking.main import BreakOptions, run_break
 
+    if locks:
+        from stress.breaking.wholesale import LocksOptions, run_locks
+
+        return run_locks(LocksOptions(ids, min(seconds, LOCK_SECONDS), seed, json_path, quiet, run_dir))
     asked = BreakOptions(ids, everything, seconds, seed, order, json_path, quiet, run_dir)
     if free:
         from stress.breaking.racing import run_free

@@ -49,14 +49,14 @@ def run_break(options: BreakOptions) -> int:
             hunted.append(one)
             _keep(run_dir, one)
             if len(rows) > 1:
-                result.print(line(one), highlight=False)
+                result.print(line(one), highlight=False, markup=False, soft_wrap=True)
     rows_json = [one.json for one in hunted]
     write_json(str(run_dir / "summary.json"), rows_json)
     write_json(options.json, rows_json if options.everything or len(rows) > 1 else rows_json[0])
     if len(rows) == 1:
         result.print(whole(hunted[0]))
     else:
-        result.print(total(hunted), highlight=False)
+        result.print(total(hunted), highlight=False, soft_wrap=True)
     return 0 if all(good(one) for one in hunted) else 1
 
 

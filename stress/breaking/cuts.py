@@ -1,0 +1,171 @@
+"""Every call of a lock, trylock or flush in mm/, and every second look, found in the syntax trees: what happens without it?
+
+Nobody wrote this list down, so it also holds what no rule speaks of. A lock goes together with its unlocks in the same
+function, so that what is missing is the exclusion and not the bookkeeping.
+"""
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from concur_thp.arch.linker import Source
+from concur_thp.rules.edit import Edit
+from concur_thp.rules.find import places, text
+
+UNLOCKS = {
+    "spin_lock": "spin_unlock", "spin_lock_nested": "spin_unlock", "spin_lock_irq": "spin_unlock_irq",
+    "down_read": "up_read", "down_write": "up_write", "down_write_nested": "up_write", "lock_page": "unlock_page",
+    "anon_vma_lock_write": "anon_vma_unlock_write", "anon_vma_lock_read": "anon_vma_unlock_read",
+    "rmap_walk_lock": "rmap_walk_unlock", "take_rmap_locks": "drop_rmap_locks", "pvmw_lock": "pvmw_unlock",
+    "page_lock_anon_vma_read": "page_unlock_anon_vma_read", "lock_anon_pmd_page": "unlock_page",
+}
+"""A call that waits for a lock, and the call that gives it back."""
+TRYLOCKS = {"trylock_page": "unlock_page", "spin_trylock": "spin_unlock", "down_read_trylock": "up_read",
+            "down_write_trylock": "up_write", "rmap_walk_trylock": "rmap_walk_unlock"}
+FLUSHES = {"flush_tlb_mm_range", "flush_tlb_mm", "flush_tlb_page", "flush_tlb_range", "try_to_unmap_flush",
+           "try_to_unmap_flush_dirty", "flush_tlb_batched_pending", "tlb_flush_mmu", "tlb_flush_mmu_tlbonly", "smp_mb",
+           "smp_wmb", "smp_rmb"}
+SECOND_LOOKS = {"pmd_same", "pte_same", "pmd_trans_unstable", "hugepage_vma_revalidate", "khugepaged_test_exit", "page_mapped",
+                "pmd_none", "pte_none", "is_swap_pmd", "pmd_trans_huge", "pmd_huge_or_swap", "compound_head", "PageLRU",
+                "page_count", "total_mapcount", "page_trans_huge_mapcount", "PageSwapCache", "page_ref_freeze"}
+"""Questions that are asked again because the answer may have changed."""
+LEAVES = (ast.Return, ast.Continue, ast.Break)
+
+
+class Cut(NamedTuple):
+    """One thing left out."""
+
+    id: str
+    kind: str
+    """lock, trylock, flush or look."""
+    function: str
+    line: int
+    what: str
+    edit: Edit
+
+
+@dataclass(frozen=True)
+class WithoutLock(Edit):
+    """A lock call and the unlocks of the same thing in the function are left out."""
+
+    number: int
+
+    def apply(self, tree: ast.FunctionDef) -> None:
+        place = list(places(tree))[self.number]
+        call = _call(place.statement)
+        assert call is not None
+        name, lock = _name(call), _argument(call)
+        _replace(place.statement, call, 1)
+        unlock = UNLOCKS.get(name) or TRYLOCKS.get(name)
+        for other in list(places(tree)):
+            undo = _call(other.statement)
+            if undo is not None and _name(undo) == unlock and _argument(undo) == lock:
+                _replace(other.statement, undo, 0)
+
+
+@dataclass(frozen=True)
+class WithoutCall(Edit):
+    """A call that returns nothing is left out."""
+
+    number: int
+
+    def apply(self, tree: ast.FunctionDef) -> None:
+        statement = list(places(tree))[self.number].statement
+        call = _call(statement)
+        assert call is not None
+        _replace(statement, call, 0)
+
+
+@dataclass(frozen=True)
+class WithoutLook(Edit):
+    """An `if` goes the way that it goes when nothing has changed."""
+
+    number: int
+    value: bool
+
+    def apply(self, tree: ast.FunctionDef) -> None:
+        statement = list(places(tree))[self.number].statement
+        assert isinstance(statement, ast.If)
+        statement.test = ast.copy_location(ast.Constant(self.value), statement.test)
+
+
+def _call(statement: ast.stmt) -> ast.Call | None:
+    """The interesting call of a statement, wherever it stands in it (but not in its body)."""
+    head = statement.test if isinstance(statement, (ast.If, ast.While)) else statement
+    if isinstance(head, (ast.For,)):
+        return None
+    for node in ast.walk(head):
+        if isinstance(node, ast.Call) and _name(node) in (*UNLOCKS, *UNLOCKS.values(), *TRYLOCKS, *TRYLOCKS.values(), *FLUSHES):
+            return node
+    return None
+
+
+def _name(call: ast.Call) -> str:
+    return call.func.id if isinstance(call.func, ast.Name) else ""
+
+
+def _argument(call: ast.Call) -> str:
+    return ", ".join(ast.unparse(a) for a in call.args if ast.unparse(a) != "cpu")
+
+
+def _replace(statement: ast.stmt, call: ast.Call, value: int) -> None:
+    """Put a number where the call stood."""
+
+    class Swap(ast.NodeTransformer):
+        def visit_Call(self, node: ast.Call) -> ast.expr:
+            if node is call:
+                return ast.copy_location(ast.Constant(value), node)
+            self.generic_visit(node)
+            return node
+
+    Swap().visit(statement)
+
+
+def all_cuts() -> list[Cut]:
+    """Every cut in mm/, in the order of the source."""
+    found = []
+    for source in sorted({s for s in Source.every if s.unique.startswith("concur_thp.mm.")}, key=lambda s: s.unique):
+        found += list(_cuts_of(source))
+    return found
+
+
+def _cuts_of(source: Source) -> Iterator[Cut]:
+    for number, place in enumerate(places(source.tree)):
+        statement = place.statement
+        made = _cut(source, number, statement)
+        if made is not None:
+            kind, edit = made
+            line = source.first_line + statement.lineno - 1
+            yield Cut(f"{source.name}:{line}", kind, source.name, line, text(statement), edit)
+
+
+def _cut(source: Source, number: int, statement: ast.stmt) -> tuple[str, Edit] | None:
+    call = _call(statement)
+    name = _name(call) if call is not None else ""
+    if name in UNLOCKS and UNLOCKS[name] != source.name:
+        return "lock", WithoutLock(source.name, number)
+    if name in TRYLOCKS:
+        return "trylock", WithoutLock(source.name, number)
+    if name in FLUSHES and isinstance(statement, ast.Expr):
+        return "flush", WithoutCall(source.name, number)
+    if isinstance(statement, ast.If) and _looks_again(statement.test):
+        leaves = any(isinstance(node, LEAVES) for inner in statement.body for node in ast.walk(inner))
+        return "look", WithoutLook(source.name, number, not leaves)
+    return None
+
+
+def _looks_again(test: ast.expr) -> bool:
+    """Does a test read something shared and compare it, or ask one of SECOND_LOOKS?"""
+    for node in ast.walk(test):
+        if isinstance(node, ast.Call) and _name(node) in SECOND_LOOKS:
+            return True
+        if isinstance(node, ast.Compare):
+            reads = [n for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)
+                     and n.func.attr in ("read", "load", "cas")]
+            if reads:
+                return True
+    return False
+
+
+__all__ = ["Cut", "all_cuts"]

@@ -1,0 +1,54 @@
+"""Cuts: what is found in mm/ without a list, and that each leaves code that can be run."""
+
+import copy
+from collections import Counter
+
+from concur_thp.arch.linker import Source
+from concur_thp.machine import Machine
+from concur_thp.rules.find import places, source_named, text
+from concur_thp.rules.variant import Variant
+from stress.breaking.cuts import all_cuts
+
+
+def cuts():
+    Machine._import_kernel()
+    return all_cuts()
+
+
+def test_locks_trylocks_flushes_and_second_looks_are_found_by_themselves():
+    kinds = Counter(cut.kind for cut in cuts())
+    assert all(kinds[kind] > 10 for kind in ("lock", "trylock", "flush", "look")) and sum(kinds.values()) > 250
+    functions = {cut.function for cut in cuts()}
+    assert {"zap_pte_range", "__split_huge_pmd", "do_anonymous_page", "try_to_unmap_one"} & functions
+
+
+def test_every_cut_changes_its_function_and_only_there():
+    for cut in cuts():
+        tree = source_named(cut.function).tree
+        edited = copy.deepcopy(tree)
+        cut.edit.apply(edited)
+        before, after = [text(p.statement) for p in places(tree)], [text(p.statement) for p in places(edited)]
+        assert before != after, cut
+        assert len(before) == len(after), "what is left out leaves a number, so that lines keep their place"
+
+
+def test_a_lock_goes_with_its_unlocks():
+    cut = next(c for c in cuts() if c.function == "zap_pte_range" and c.kind == "lock")
+    tree = copy.deepcopy(source_named(cut.function).tree)
+    cut.edit.apply(tree)
+    assert not [p for p in places(tree) if "spin_lock(" in text(p.statement) or "spin_unlock(cpu, ptl)" in text(p.statement)]
+
+
+def test_a_second_look_goes_the_way_of_no_change():
+    cut = next(c for c in cuts() if c.function == "do_anonymous_page" and "pte_none" in c.what)
+    tree = copy.deepcopy(source_named(cut.function).tree)
+    cut.edit.apply(tree)
+    assert "if False" in [text(p.statement) for p in places(tree)]
+
+
+def test_cuts_can_be_compiled():
+    some = [cut for cut in cuts() if cut.function in ("do_anonymous_page", "zap_huge_pmd")]
+    for cut in some:
+        variant = Variant((cut.edit,), f"cut-{cut.function}-{cut.line}")
+        assert variant.compile()
+    assert some and all(isinstance(s, Source) for s in [source_named(cut.function) for cut in some])
