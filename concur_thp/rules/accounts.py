@@ -41,7 +41,7 @@ RULES = (
         (
             Variant("X29a", "the split of a pmd leaves the page mlocked",
                     (Delete("__split_huge_pmd", "if pmd_trans_huge(seen) and ..."),),
-                    "mlock_vs_pmd_split", ("I21", "Q12", "bug: mlock_vma_page")),
+                    "mlock_vs_pmd_split", ("I21", "Q12", "bug: mlock_vma_page", "outcome")),
             Variant("X29b", "munlock takes the mark away before it holds lru_lock: the split gives the tails a mark that"
                             " nobody clears",
                     (Insert("munlock_vma_page", "seen = TestClearFlag(page, PG_mlocked)", before="spin_lock_irq(...)"),
@@ -95,7 +95,7 @@ RULES = (
             Variant("X32a", "a huge write fault asks without it: another mm is splitting its pmd, and is not counted",
                     (Force("wp_huge_reuse", "if not trylock_page(cpu, page)", False),
                      Delete("wp_huge_reuse", "unlock_page(cpu, page) #2"),
-                     Delete("reuse_swap_page", "bug_on(...)")), "pmd_split_vs_cow", ("Q19", "outcome"), ("2 mms",)),
+                     Delete("reuse_swap_page", "bug_on(...)")), "pmd_split_vs_cow", ("Q19", "outcome", "COW"), ("2 mms",)),
             Variant("X32b", "a small write fault asks without it: split_huge_page is at work",
                     (Force("do_wp_page", "if not trylock_page(...) and ...", False),
                      Delete("do_wp_page", "unlock_page(cpu, page) #2"),
@@ -108,7 +108,7 @@ RULES = (
                " walked.", LOCKING, "3.1.5",
         (At("zap_pmd", "if not done and not pmd_trans_unstable(pmd)"), At("do_anonymous_page", "if pmd_trans_unstable(pmd)"),
          At("handle_pte_fault", "if pmd_trans_unstable(pmd)"), At("madvise_free_pmd", "if not done and ..."),
-         At("follow_page_pte", "if not pmd_table(pmdval)")), ("I7", "I9"),
+         At("follow_page_pte", "if not pmd_table(pmdval)")), ("I7", "I9", "bug: __delete_from_swap_cache"),
         (
             Variant("X33a", "a zap walks what it has just split, whatever it has become",
                     (Rewrite("zap_pmd", "if not done and ...", "not done and not pmd_trans_unstable(pmd)", "not done"),),

@@ -67,10 +67,10 @@ RULES = (
         ("Q8", "Q12", "Q18", "Q19"),
         (
             Variant("X17a", "the table is not linked again", (Delete("collapse_undo", "pmd_populate(...)"),),
-                    "collapse_vs_gup_fast", ("Q19", "Q8", "Q1", "outcome")),
+                    "collapse_vs_gup_fast", ("Q19", "Q8", "Q1", "outcome", "bug: __mmdrop")),
             Variant("X17b", "the first page stays locked and isolated",
                     (Rewrite("release_pte_pages", "for i in range(count)", "range(count)", "range(1, count)"),),
-                    "collapse_vs_gup_fast", ("Q12", "Q18", "deadlock")),
+                    "collapse_vs_gup_fast", ("Q12", "Q18", "deadlock", "lockdep")),
             Variant("X17c", "a page that is in use stays locked", (Delete("isolate_pte_page", "unlock_page(cpu, page)"),),
                     "collapse_vs_gup_fast", ("Q18", "deadlock")),
         ),
@@ -78,7 +78,7 @@ RULES = (
     Rule(
         "X18", "The copy is complete before the huge pmd is there.", LOCKING, "3.28.3.9 to 11",
         (At("collapse_pmd", "__collapse_huge_page_copy(...)"), At("collapse_install", "smp_wmb()"),
-         At("__SetPageUptodate", "smp_wmb()")), ("Q19",),
+         At("__SetPageUptodate", "smp_wmb()")), ("Q19", "lockdep"),
         (
             Variant("X18a", "the huge page is mapped first and filled then, as a weakly ordered machine would without a"
                             " barrier",

@@ -37,7 +37,7 @@ RULES = (
     Rule(
         "R23", "A pte that comes or goes counts in the _mapcount of the very subpage it maps.", f"{REFCOUNTS}, third point",
         "3.17", (At("page_remove_rmap", "if sub_one(...)"), At("page_dup_rmap", "page._mapcount.add(1)"),
-                 At("split_huge_anon_pmd", "tail_page(page, i)._mapcount.add(1)")), ("Q5",),
+                 At("split_huge_anon_pmd", "tail_page(page, i)._mapcount.add(1)")), ("Q5", "I13"),
         (
             Variant("R23a", "the unmap of a pte counts in the head",
                     (Rewrite("page_remove_rmap", "if sub_one(...)", "page._mapcount.sub(1)",

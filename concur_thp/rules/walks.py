@@ -83,7 +83,7 @@ RULES = (
             Variant("X20a", "ptes come back with the rights they had, and mprotect leaves migration entries alone",
                     (Replace("remove_migration_pte", "value = maybe_mkwrite(value, vma)", "value = value | _PAGE_RW"),
                      Force("change_pte", "if is_migration_entry(old) and pte_write(old)", False)),
-                    "split_vs_mprotect", ("outcome", "I16", "Q15")),
+                    "split_vs_mprotect", ("outcome", "I16", "Q15", "I8")),
             Variant("X20b", "huge pmds come back with the rights they had, and mprotect leaves migration entries alone",
                     (Replace("remove_migration_pmd", "value = maybe_mkwrite(value, vma)", "value = value | _PAGE_RW"),
                      Delete("change_huge_pmd", "if pte_write(old)")),
@@ -93,7 +93,7 @@ RULES = (
     Rule(
         "X21", "A split that fails maps everything again.", ENTRIES, "3.18.11",
         (At("split_unmapped", "remove_migration_range(...)"), At("unmap_and_move_locked", "remove_migration_ptes(...)")),
-        ("Q7",),
+        ("Q7", "I8"),
         (
             Variant("X21a", "only a split that succeeds replaces its migration entries",
                     (Move("split_unmapped", "remove_migration_range(...)", after="if not frozen"),),

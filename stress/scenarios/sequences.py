@@ -195,9 +195,10 @@ COLLAPSE_THEN_SPLIT = sequence(
     old=("6e", "2e"), pages=("6e", 0))
 
 COLLAPSE_OF_SHARED = sequence(
-    "collapse_of_shared", "small pages that a child has, too, are not collapsed", ("X15",),
-    SMALL + "fork 1", "done: collapse 0 0", "kind: look 0 0; enter 0; old: count 0 1h 100; enter 1; copy: count 0 1h 100",
-    done={int(Scan.SCAN_PAGE_COUNT), int(Scan.SCAN_PAGE_RO)}, kind=(LOOK_PTE, {0, LOOK_DIRTY}), old=("1h", 0), copy=("1h", 0))
+    "collapse_of_shared", "small pages of which a child has all but one, too, are not collapsed", ("X15",),
+    SMALL + "fork 1; store 0 100", "done: collapse 0 0",
+    "kind: look 0 0; other: look 0 1; enter 0; old: count 0 1h 100; enter 1; copy: count 0 1h 100",
+    done=int(Scan.SCAN_PAGE_COUNT), kind=(LOOK_PTE, FRESH), other=(LOOK_PTE, {0, LOOK_DIRTY}), old=("1h", 0), copy=("1h", 0))
 
 KERNELCORE = Scenario(
     "kernelcore", "page tables where a half of memory is for what can be moved", (), ("R4",),

@@ -2,10 +2,12 @@
 
 import ctypes
 import time
+from dataclasses import replace
 
 import pytest
 
 from concur_thp.arch.checked import GRANULE_SHIFT
+from concur_thp.check.instant import checking
 from concur_thp.rules.table import VARIANTS
 from concur_thp.rules.variant import Variant
 from concur_thp.sched.batch import batch
@@ -35,6 +37,14 @@ def explore(job: Job, schedules: int, variant: Variant | None = None) -> tuple[C
         assert tally.schedules == schedules or failure is not None or tally.exhausted
         cell.tally = tally
     return cell, failure
+
+
+def test_checks_are_made_as_often_as_the_job_says():
+    for every in (1, 7):
+        job = replace(ZAP_VS_SPLIT, checks=every)
+        link_for(job)
+        with Cell(job):
+            assert checking.every == every
 
 
 @pytest.mark.parametrize("strategy", ["random", "pct"])
