@@ -22,15 +22,17 @@ def run_held(machine: Machine, held: Callable[[Cpu], object], where: Point, othe
     return statuses
 
 
-def run_held_until_bug(machine: Machine, held: Callable[[Cpu], object], where: Point, other: Callable[[Cpu], object]) -> str:
-    """The same, CPU 1 up to its end; then a rule must be broken. Returns the report."""
-    pids = _let_go(machine, held, where, other, lambda: False)
+def run_held_until_bug(machine: Machine, held: Callable[[Cpu], object], where: Point, other: Callable[[Cpu], object],
+                       other_waits: Callable[[], object] = lambda: False) -> str:
+    """The same, CPU 1 up to its end or `other_waits()`; then a rule must be broken. Returns the report."""
+    # CPU 1 may be the one that breaks it.
+    pids = _let_go(machine, held, where, other, lambda: system.bug_done.load() or other_waits())
     try:
-        wait_for(lambda: system.bug_done.load() or _ended(pids[0]), "a broken rule")
+        wait_for(lambda: system.bug_done.load() or all(_ended(pid) for pid in pids), "a broken rule")
     finally:
         end(pids)
         _no_hold()
-    assert system.panicked.load() and system.bug_done.load(), "CPU 0 ended without breaking a rule"
+    assert system.panicked.load() and system.bug_done.load(), "both CPUs ended without breaking a rule"
     return describe_bug()
 
 

@@ -10,7 +10,7 @@ from concur_thp.config import HPAGE_PMD_NR, HPAGE_PMD_SIZE
 from concur_thp.machine import Machine
 from concur_thp.mm.flags import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE
 from concur_thp.mm.fork import mm_alloc, mmget, mmput, switch_to_mm
-from concur_thp.mm.mm_types import mem_map, mms
+from concur_thp.mm.mm_types import PAGE_TYPE_BUDDY, mem_map, mms
 from concur_thp.mm.page_flags import tail_page
 from concur_thp.mm.page_lock import lock_page, unlock_page
 from concur_thp.mm.page_ref import get_page, get_page_unless_zero, page_ref_count
@@ -21,7 +21,9 @@ from concur_thp.mm.swap import lru_add_drain
 from concur_thp.mm.syscall import sys_mmap
 from concur_thp.mm.uaccess import user_load, user_store
 from concur_thp.mm.vmstat import Stat, vmstat
-from tests.litmus.held import run_held
+from concur_thp.rules.edit import Replace
+from concur_thp.rules.variant import broken
+from tests.litmus.held import run_held, run_held_until_bug
 from tests.processes import run_all, run_until_bug
 from workers.scanner import scan_frame, scanner_turn
 
@@ -153,3 +155,22 @@ def test_a_tail_of_another_head_is_seen(thp) -> None:
         scan_frame(cpu, thp.head)
 
     assert "I12" in run_until_bug(thp.machine, scan, 1)
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["free", "frozen"])
+def test_a_scanner_that_takes_references_without_asking_is_seen(thp, frozen: bool) -> None:
+    """R34 broken: get_page() brings a free page back to life, and makes the freeze of a split a lie."""
+    free = next(pfn for pfn in range(thp.machine.config.frames) if mem_map[pfn].page_type == PAGE_TYPE_BUDDY)
+
+    def scan(cpu: Cpu) -> None:
+        cpu_resume(cpu)
+        scan_frame(cpu, thp.head if frozen else mem_map[free])
+        cpu_park(cpu)
+
+    with broken((Replace("scan_frame", "if not get_page_unless_zero(head)", "head._refcount.add(1)"),), "scanner_get_page"):
+        if frozen:
+            # To put its reference back it needs lru_lock, which the split holds.
+            waits = lambda: cpus[1].acquiring  # noqa: E731
+            assert run_held_until_bug(thp.machine, lambda cpu: thp.split(cpu, 3), Point.SPLIT_PAGE_FROZEN, scan, waits)
+        else:
+            assert "R34: a page with a reference is free" in run_until_bug(thp.machine, scan, 1)

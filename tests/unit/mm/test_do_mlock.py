@@ -2,6 +2,7 @@
 
 import pytest
 
+from concur_thp.arch.system import system
 from concur_thp.check.audit import audit
 from concur_thp.config import HPAGE_PMD_NR, HPAGE_PMD_SIZE, PAGE_SIZE
 from concur_thp.mm.do_mlock import do_mlock, do_munlock
@@ -19,7 +20,7 @@ from concur_thp.mm.swap import lru_add_drain
 from concur_thp.mm.thp_sysfs import set_switch
 from concur_thp.mm.vma_prot import mmap_switches
 from concur_thp.mm.vmstat import vmstat
-from concur_thp.rules.edit import Rewrite
+from concur_thp.rules.edit import Delete, Rewrite
 from concur_thp.rules.variant import broken
 
 ADDR = 1 << 26
@@ -194,3 +195,24 @@ def test_a_migrated_page_with_pmd_and_pte_mappings_is_not_marked(new_task):
         assert mlock(task, 0, n) == 0 and TestFlag(head, PG_mlocked)
     assert "I21" in audit(task.machine.config).laws()
     assert munlock(task, 0, n) == 0
+
+
+@pytest.mark.parametrize("edits, law", [
+    ((Delete("do_munmap", "munlock_vmas(...)"),), "I21"),
+    ((Delete("wp_page_copy", "munlock_copied_page(...)"),), "I21"),
+    ((Delete("mlock_fixup", "mm.locked_vm = mm.locked_vm - pages"),), "locked_vm"),
+], ids=["munmap", "copy", "count"])
+def test_what_the_audit_says_when_one_of_them_is_forgotten(new_task, edits, law):
+    task = new_task()
+    task.mmap(ADDR, 3)
+    task.store(ADDR, 5)
+    task.store(ADDR + PAGE_SIZE, 6)
+    with broken(edits, "mlock_forgotten"):
+        assert mlock(task, 0, 3) == 0
+        task.fork()
+        task.store(ADDR, 7)
+        assert munlock(task, 2, 1) == 0
+        assert task.munmap(ADDR + PAGE_SIZE, 1) == 0
+    lru_add_drain(task.cpu)
+    assert law in audit(task.machine.config).laws()
+    system.panicked.store(1)  # Broken for good: the machine is not to be audited once more.
