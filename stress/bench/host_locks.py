@@ -18,7 +18,7 @@ import multiprocess
 from concur_thp.errors import Misuse
 from stress.bench.children import Measured, NotHere, check_counts, measured, sampled
 
-PAIRS = {"multiprocess": 10_000, "pthread": 10_000, "fcntl": 1_000}
+PAIRS = {"multiprocess": 10_000, "pthread": 1_000, "fcntl": 1_000}
 """Of one sample: a millisecond or more, long beside the time between the first and the last process to start."""
 PTHREAD_PROCESS_SHARED = 1
 LOCK_ROWS = {"atomic_add": "write", "spin_lock_pair": "write", "rwsem_read_pair": "read", "rwsem_write_pair": "write",
@@ -100,11 +100,10 @@ def _row(name: str, side: str, one_lock: Shared | None) -> Callable[[ExitStack],
         shared = one_lock or stack.enter_context(Shared(side, LOCK_ROWS[name]))
         acquire, release, nothing = shared.pair()
         times = PAIRS[side]
-        calls = min(_pairs(nothing, nothing, times) for _ in range(5)) if nothing else _empty_loop(times)
 
         def one() -> float:
             took = _adds(shared, acquire, release, times) if name == "atomic_add" else _pairs(acquire, release, times)
-            return (took - calls) / times
+            return (took - (_pairs(nothing, nothing, times) if nothing else _empty_loop(times))) / times
 
         return one
 

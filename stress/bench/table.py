@@ -18,7 +18,10 @@ def number(value: float | None) -> str:
     """Three figures are enough for anybody."""
     if value is None:
         return "-"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    for unit, size, least in (("M", 1e6, 999_500), ("k", 1e3, 9_995)):
+        if abs(value) >= least:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
 def _who(row: dict[str, Any]) -> str:
@@ -32,8 +35,8 @@ def _quartiles(row: dict[str, Any], side: str) -> str:
 def print_rows(out: Any, rows: list[dict[str, Any]]) -> None:
     operations = [row for row in rows if row["kind"] == "operation"]
     if operations:
-        table = _table("\nns per operation: medians and quartiles; ratio = Linux / emulator, of turns side by side",
-                       "row", "per", "processes", "emulator", "quartiles", "Linux", "quartiles", "ratio", "lowest..highest")
+        table = _table("\nns per operation: median and quartiles; ratio = Linux / emulator: median and range of turns",
+                       "row", "per", "by", "emulator", "quartiles", "Linux", "quartiles", "ratio", "turns")
         for row in operations:
             between = "-" if row["ratio_kernel"] is None else f"{row['ratio_kernel_low']}..{row['ratio_kernel_high']}"
             table.add_row(row["name"], row["per"], _who(row), number(row["emulator"]), _quartiles(row, "emulator"),
@@ -42,7 +45,7 @@ def print_rows(out: Any, rows: list[dict[str, Any]]) -> None:
     locks = [row for row in rows if row["kind"] == "lock"]
     if locks:
         heads = [head for side in LOCK_SIDES for head in (side, "ratio")]
-        table = _table("\nns per lock and unlock; ratio = theirs / emulator", "row", "processes", "emulator", "quartiles",
+        table = _table("\nns per lock and unlock; ratio = theirs / emulator", "row", "by", "emulator", "quartiles",
                        *heads)
         for row in locks:
             who = _who(row).replace("mm", "lock")
@@ -66,12 +69,12 @@ def print_throughput(out: Any, rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
     table = _table("\nthroughput of two processes in mms of their own, over that of one", "row", "one, per us", "two, per us",
-                   "emulator", "lowest..highest", "Linux", "lowest..highest", "private memory", "undisturbed")
+                   "emulator", "quartiles", "Linux", "quartiles", "private", "undisturbed")
     for row in rows:
         table.add_row(row["name"], number(row["emulator_one"]), number(row["emulator_two"]), number(row["emulator"]),
                       f"{number(row['emulator_q1'])}..{number(row['emulator_q3'])}", number(row["kernel"]),
                       "-" if row["kernel"] is None else f"{number(row['kernel_q1'])}..{number(row['kernel_q3'])}",
-                      number(row["ceiling"]), f"{row['undisturbed']:.0%}")
+                      number(row["ceiling"]), f"{row['undisturbed']:.1%}")
     out.print(table)
 
 
