@@ -1,4 +1,4 @@
-"""The commands `stress` and `bench`, plugged into `concur-thp` (see pyproject.toml)."""
+"""The commands `stress`, `bench`, `explore`, `replay`, `break` and `compare`, plugged into `concur-thp` (see pyproject.toml)."""
 
 from pathlib import Path
 
@@ -152,3 +152,28 @@ def break_(ids: tuple[str, ...], everything: bool, seconds: float, order: int | 
 
         return run_free(asked)
     return run_break(asked)
+
+
+@click.command()
+@click.argument("paths", nargs=-1, metavar="", callback=_recordings)
+@click.option("--programs", type=options.Count(0, 10_000_000, "0: the rows of semantics 6 only"), default=200,
+              show_default=True, help="Random programs, besides the rows of the table.")
+@click.option("--program", metavar="STEPS", multiple=True,
+              help="This program only, such as '0 mmap 0 512 rw; 0 huge 0 512; 0 store 0 1'; may be repeated.")
+@click.option("--recording", is_flag=True,
+              help="Compare the faults of recordings: pass X-never.perf.xz and X-always.perf.xz behind it.")
+@options.seed_option()
+@options.json_option()
+@options.quiet_option()
+def compare(paths: tuple[str, ...], programs: int, program: tuple[str, ...], recording: bool, seed: int, json_path: str,
+            quiet: bool) -> int:
+    """Run the same programs on the running Linux kernel and hold the emulator against it.
+
+    Needs root, and Transparent Hugepages of 2 MiB; switches of the kernel are set for the run and restored behind it.
+    """
+    if bool(paths) != recording:
+        raise Misuse("compare: pass --recording with recordings behind it, or neither" if paths else
+                     "compare --recording: pass X-never.perf.xz and X-always.perf.xz")
+    from stress.compare.main import CompareOptions, run_compare
+
+    return run_compare(CompareOptions(programs, seed, program, paths, json_path, quiet))

@@ -5,8 +5,9 @@ from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.tlbflush import flush_tlb_mm_range
 from concur_thp.config import HPAGE_PMD_NR, HPAGE_PMD_SIZE, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
+from concur_thp.mm.do_mlock import populate_vma_page_range
 from concur_thp.mm.errno import EACCES, EINVAL, ENOMEM
-from concur_thp.mm.flags import PROT_EXEC, PROT_READ, PROT_WRITE, VM_ACCESS
+from concur_thp.mm.flags import PROT_EXEC, PROT_READ, PROT_WRITE, VM_ACCESS, VM_LOCKED, VM_SHARED, VM_WRITE
 from concur_thp.mm.huge_entry import PROTECTION
 from concur_thp.mm.huge_memory import __split_huge_pmd, change_huge_pmd
 from concur_thp.mm.huge_split_pmd import split_if_unaware
@@ -138,7 +139,8 @@ def mprotect_fixup(cpu: Cpu, vma: Vma, prev: Vma, start: int, end: int, newflags
     """
     mm = mms[vma.vm_mm]
     cpu.scratch[0] = int(vma)
-    if newflags == vma.vm_flags:
+    oldflags = vma.vm_flags
+    if newflags == oldflags:
         return 0
     pgoff = vma.vm_pgoff + ((start - vma.vm_start) >> PAGE_SHIFT)
     merged = vma_merge(cpu, mm, prev, start, end, newflags, vma.anon_vma, vma.vm_file, pgoff)
@@ -154,6 +156,9 @@ def mprotect_fixup(cpu: Cpu, vma: Vma, prev: Vma, start: int, end: int, newflags
     # From here on faults would use the new rights, if mmap_sem let them.
     vma.vm_flags = newflags
     change_protection(cpu, vma, start, end, vma_prot_bits(vma))
+    # Locked memory takes no fault that could be avoided: what was populated to be read gets its own pages now.
+    if oldflags & (VM_WRITE | VM_SHARED | VM_LOCKED) == VM_LOCKED and newflags & VM_WRITE != 0:
+        populate_vma_page_range(cpu, vma, start, end)
     cpu.scratch[0] = int(vma)
     return 0
 

@@ -1,0 +1,170 @@
+"""What v4.20 and later kernels do differently on purpose, as data: which facts are then not compared, and why.
+
+A row holds in a situation: a step, and what was seen of it and before it on both sides. What it `skips` is passed over in
+this step, or with `lasts` from it on to the end of the program. Everything else is compared.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from stress.compare.observed import Run, Seen
+from stress.compare.steps import BLOCK, BLOCKS, Program, Step
+
+
+class Situation(NamedTuple):
+    """Where a program is."""
+
+    program: Program
+    at: int
+    emulator: Run
+    kernel: Run
+
+    @property
+    def step(self) -> Step:
+        return self.program[self.at]
+
+    @property
+    def ours(self) -> Seen:
+        return self.emulator[self.at]
+
+    @property
+    def theirs(self) -> Seen:
+        return self.kernel[self.at]
+
+    @property
+    def before(self) -> str:
+        """The blocks of the task before its step."""
+        return self.emulator[self.at - 1].blocks.get(self.step.task, "." * BLOCKS) if self.at else "." * BLOCKS
+
+    def whole_blocks(self) -> Iterator[int]:
+        """Blocks that lie in the step's range as a whole."""
+        return iter(range(-(-self.step.page // BLOCK), self.step.end // BLOCK))
+
+
+class Difference(NamedTuple):
+    """One row."""
+
+    id: str
+    what: str
+    reason: str
+    """Why it is so, and where that stands: kernel source, changelog, semantics."""
+    holds: Callable[[Situation], bool]
+    skips: tuple[str, ...]
+    lasts: bool = False
+
+
+SIZES = ("AnonHugePages", "Rss", "Shared", "Private", "places")
+COUNTERS = ("F", "S", "P", "D", "failed")
+ALL_BUT_DATA = (*SIZES, *COUNTERS)
+EVERYTHING = ("result", "data", *ALL_BUT_DATA)
+MAPPED = "Hts"
+EFAULT = -14
+
+
+def _all_unmapped(s: Situation) -> bool:
+    """May a huge page have lost its last mapping in this step, or the last but for ptes?"""
+    if s.step.op == "exit":
+        return True
+    if s.step.op not in ("munmap", "dontneed", "mmap", "mremap"):
+        return False
+    after = s.ours.blocks[s.step.task]
+    gone = any(was in MAPPED and now in ".e" for was, now in zip(s.before, after, strict=True))
+    moved_over = s.step.op == "mremap" and any(
+        s.before[block] in MAPPED for block in range(s.step.arg // BLOCK, -(-(s.step.arg + s.step.arg2) // BLOCK)))
+    return gone or moved_over
+
+
+def _split_page(s: Situation) -> bool:
+    return s.ours.counter("thp_split_page") > 0
+
+
+def _cow_of_shared_thp(s: Situation) -> bool:
+    return s.ours.events["wp_huge_copy"] > 0 or s.ours.events["wp_huge_fallback_pages"] > 0
+
+
+def _zero_filled_split(s: Situation) -> bool:
+    return _split_page(s) and s.at > 0 and s.emulator[s.at - 1].events["empty"] > 0
+
+
+def _huge_zero_forbidden(s: Situation) -> bool:
+    """A write to the huge zero page where no new huge pages are allowed."""
+    after = s.ours.blocks.get(s.step.task, s.before)
+    written = any(was == "z" and now == "t" for was, now in zip(s.before, after, strict=True))
+    return written and s.theirs.counter("thp_fault_alloc") > s.ours.counter("thp_fault_alloc")
+
+
+def _tables_discarded(s: Situation) -> bool:
+    """Was a block that a table maps discarded as a whole?"""
+    return s.step.op == "dontneed" and any(s.before[block] in "tse" for block in s.whole_blocks())
+
+
+def _empty_table_used(s: Situation) -> bool:
+    """An empty table gets pages, after one was emptied by such a DONTNEED."""
+    if not any(_tables_discarded(s._replace(at=earlier)) for earlier in range(s.at)):
+        return False
+    previous = s.emulator[s.at - 1].blocks
+    return any(was == "e" and now != "e" for task, blocks in s.ours.blocks.items() if task in previous
+               for was, now in zip(previous[task], blocks, strict=True))
+
+
+def _collapse_by_other_rules(s: Situation) -> bool:
+    """They did not do the same, and the range was not one that both have to collapse."""
+    same = s.ours.counter("thp_collapse_alloc") == s.theirs.counter("thp_collapse_alloc")
+    return s.step.op == "collapse" and not same and any(s.before[block] not in "s." for block in s.whole_blocks())
+
+
+def _collapse_error(s: Situation) -> bool:
+    blocks = list(s.whole_blocks())
+    whole = s.step.page % BLOCK == 0 and s.step.end % BLOCK == 0 and blocks
+    return s.step.op == "collapse" and (not whole or any(s.before[block] != "s" for block in blocks))
+
+
+def _mremap_of_hole(s: Situation) -> bool:
+    return s.step.op == "mremap" and s.step.arg == s.step.page and s.theirs.result == EFAULT and s.ours.result == 0
+
+
+def _mremap_refused(s: Situation) -> bool:
+    return s.step.op == "mremap" and s.step.arg != s.step.page and s.ours.result == EFAULT
+
+
+DIFFERENCES: tuple[Difference, ...] = (
+    Difference("K6", "a huge page that loses all its mappings at once is queued for a deferred split, and counted",
+               "v4.20 page_remove_rmap() queues whatever is unmapped; since v5.5 (\"mm, thp: do not queue fully unmapped"
+               " pages for deferred split\") and with batched rmap (v6.9) only what stays mapped in part: rows 2, 5, 9",
+               _all_unmapped, ("D",)),
+    Difference("K7", "a split queues the very page it splits",
+               "v4.20 try_to_unmap_one() goes through page_remove_rmap(), which queues; later kernels do not count"
+               " splits and migrations: semantics 6.1, row 27",
+               _split_page, ("D",)),
+    Difference("cow", "a write to a shared huge page copies all of it; now its pmd is split and one page is copied",
+               "commit 3917c80280c9 \"thp: change CoW semantics for anon-THP\" (v5.8); do_huge_pmd_wp_page(): row 18."
+               " What is there and what is in it still has to agree",
+               _cow_of_shared_thp, ("AnonHugePages", "Shared", "Private", *COUNTERS), lasts=True),
+    Difference("huge-zero", "a write to the huge zero page makes a huge page, whatever MADV_NOHUGEPAGE has said since",
+               "v4.20 do_huge_pmd_wp_page() asks transparent_hugepage_enabled(vma) and else splits the pmd; since \"mm:"
+               " allocate THP on hugezeropage wp-fault\" (v6.13) do_huge_zero_wp_pmd() does not ask",
+               _huge_zero_forbidden, ALL_BUT_DATA, lasts=True),
+    Difference("zero-filled", "a split now maps the zero page in the place of pages full of zeroes",
+               "commit b1f202060afe \"mm: remap unused subpages to shared zeropage when splitting isolated thp\""
+               " (v6.12): row 28. They are still there, and still zero",
+               _zero_filled_split, ("Rss", "Shared", "Private"), lasts=True),
+    Difference("empty-table", "DONTNEED of a whole block now frees the empty table, so that the next fault may be huge",
+               "\"mm: pgtable: reclaim empty PTE page in madvise(MADV_DONTNEED)\" (v6.14), mm/memory.c"
+               " reclaim_pt_is_enabled(): row 10. Compared until such a table is used again",
+               _empty_table_used, ALL_BUT_DATA, lasts=True),
+    Difference("collapse", "MADV_COLLAPSE takes ranges that v4.20's khugepaged would not",
+               "mm/khugepaged.c: pages of huge pages, shared and read-only ones, one page among empty entries, and"
+               " whatever sysfs says without MADV_HUGEPAGE: 6.1, rows 37 and 38; v4.20 has no MADV_COLLAPSE. Ranges of 512"
+               " young, writable, own small pages with MADV_HUGEPAGE are compared",
+               _collapse_by_other_rules, ALL_BUT_DATA, lasts=True),
+    Difference("collapse-error", "what MADV_COLLAPSE returns where v4.20 has nothing to compare it with",
+               "the call is of v6.1; compared for ranges that both have to collapse", _collapse_error, ("result",)),
+    Difference("mremap-hole", "mremap of nothing, in place and not longer: v4.20 says it is done",
+               "v4.20 mremap() looks for the vma only when the mapping grows or moves; since commit 550a7d60bd5e (v5.16)"
+               " it does so first, and returns EFAULT",
+               _mremap_of_hole, ("result",)),
+    Difference("mremap-refused", "a refused move: v4.20 has unmapped the destination before it looks at the source",
+               "v4.20 mremap_to() calls do_munmap(new_addr) before vma_to_resize(); do_mremap() of today looks the vma up"
+               " first, and moves several at once (commit d23cb648e365, v6.17). From there on the programs differ",
+               _mremap_refused, EVERYTHING, lasts=True),
+)

@@ -1,0 +1,138 @@
+"""Random programs, for hypothesis: it draws them from a seed, and makes those that find something as short as it can."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from stress.compare.steps import ARENA_PAGES, BLOCK, BLOCKS, TASKS, Program, Step
+
+LEAST_STEPS, MOST_STEPS = 5, 40
+PINS = 4
+
+OPENINGS = (
+    (),
+    (Step(0, "mmap", 0, BLOCK, 3), Step(0, "huge", 0, BLOCK), Step(0, "store", 0, BLOCK)),
+    (Step(0, "mmap", 0, 2 * BLOCK, 3), Step(0, "huge", 0, 2 * BLOCK), Step(0, "store", 0, 2 * BLOCK)),
+    (Step(0, "mmap", 0, 2 * BLOCK, 3), Step(0, "huge", 0, 2 * BLOCK), Step(0, "load", 0, 1), Step(0, "store", BLOCK, BLOCK)),
+    (Step(0, "mmap", 0, 2 * BLOCK, 3), Step(0, "nohuge", 0, 2 * BLOCK), Step(0, "store", 0, 2 * BLOCK),
+     Step(0, "huge", 0, 2 * BLOCK)),
+    (Step(0, "mmap", 100, 1500, 3), Step(0, "huge", 100, 1500), Step(0, "store", 100, 1500)),
+)
+"""How a program begins; without one it has to find its first mapping by itself."""
+
+WEIGHTS = {"store": 8, "load": 4, "dontneed": 5, "free": 3, "mprotect": 4, "munmap": 2, "mmap": 2, "mremap": 4, "huge": 2,
+           "nohuge": 2, "fork": 3, "exit": 1, "pin": 1, "unpin": 1, "drop_caches": 1, "collapse": 1, "mlock": 1, "munlock": 1}
+
+
+class Drawn(NamedTuple):
+    """A step before it is known who is alive to take it."""
+
+    op: str
+    range: tuple[int, int]
+    task: int
+    prot: int
+    to: int
+    grow: int
+
+
+def _ranges() -> st.SearchStrategy[tuple[int, int]]:
+    """First page and number of pages: whole blocks, single pages, parts, and what lies across."""
+    page = st.one_of(st.sampled_from([0, 1, 7, 255, 256, 510, 511]), st.integers(0, BLOCK - 1))
+    block = st.sampled_from([0, 0, 0, 1, 1, 2, 3])
+    first = st.builds(lambda b, p: b * BLOCK + p, block, page)
+    whole = st.builds(lambda b, n: (b * BLOCK, min(n, BLOCKS - b) * BLOCK), block, st.integers(1, 2))
+    single = first.map(lambda p: (p, 1))
+    part = st.builds(lambda p, n: (p, min(n, ARENA_PAGES - p)), first, st.integers(1, 2 * BLOCK))
+    return st.one_of(single, whole, part)
+
+
+def _steps(without: frozenset[str]) -> st.SearchStrategy[Drawn]:
+    ops = [op for op, weight in WEIGHTS.items() if op not in without for _ in range(weight)]
+    to = st.one_of(st.none(), st.sampled_from([2 * BLOCK, 3 * BLOCK, BLOCK, 0]), st.integers(0, ARENA_PAGES - 1))
+    return st.builds(Drawn, st.sampled_from(ops), _ranges(), st.integers(0, TASKS - 1), st.sampled_from([1, 3, 3, 0]),
+                     to.map(lambda page: -1 if page is None else page), st.sampled_from([0, 0, 0, -1, -100, 1, 100]))
+
+
+def settle(opening: Program, drawn: Iterable[Drawn]) -> Program:
+    """Give each step to somebody who is alive."""
+    steps = list(opening)
+    mapped = {0: bytearray(ARENA_PAGES)}
+    for step in opening:
+        _map(mapped[0], step)
+    alive, children, pins = [0], 0, 0
+    for one in drawn:
+        task = alive[one.task % len(alive)]
+        page, count = one.range
+        step = Step(task, one.op, page, count)
+        if one.op == "fork":
+            children += 1
+            if children >= TASKS:
+                continue
+            alive.append(children)
+            mapped[children] = bytearray(mapped[task])
+            step = Step(task, "fork", arg=children)
+        elif one.op == "exit":
+            if len(alive) == 1:
+                continue
+            alive.remove(task)
+            step = Step(task, "exit")
+        elif one.op in ("unpin", "drop_caches"):
+            step = Step(task, one.op)
+        elif one.op == "pin":
+            pins += 1
+            if pins > PINS:
+                continue
+            step = Step(task, "pin", page, 1)
+        elif one.op in ("mmap", "mprotect"):
+            step = step._replace(arg=one.prot)
+        elif one.op == "mremap":
+            if 0 in mapped[task][page : page + count]:
+                continue  # Both say EFAULT, and 4.20 only after it unmapped the destination: nothing left to compare.
+            step = _mremap(step, one)
+        _map(mapped[task], step)
+        steps.append(step)
+    return tuple(steps)
+
+
+def _map(mapped: bytearray, step: Step) -> None:
+    """What is mapped afterwards, roughly: calls that fail are taken to succeed."""
+    if step.op == "mmap":
+        mapped[step.page : step.end] = b"\1" * step.pages
+    elif step.op == "munmap":
+        mapped[step.page : step.end] = bytes(step.pages)
+    elif step.op == "mremap":
+        mapped[step.page : step.end] = bytes(step.pages)
+        mapped[step.arg : step.arg + step.arg2] = b"\1" * step.arg2
+
+
+def _mremap(step: Step, one: Drawn) -> Step:
+    to = step.page if one.to < 0 else one.to
+    return step._replace(arg=to, arg2=max(1, min(step.pages + one.grow, ARENA_PAGES - to)))
+
+
+def programs(without: frozenset[str] = frozenset()) -> st.SearchStrategy[Program]:
+    """Programs of LEAST_STEPS to MOST_STEPS steps, or a few less when nobody was there to take them."""
+    most = MOST_STEPS - max(map(len, OPENINGS))
+    lengths = [(LEAST_STEPS, LEAST_STEPS + 5), (10, 20), (20, most)]
+    drawn = st.one_of([st.lists(_steps(without), min_size=least, max_size=upto) for least, upto in lengths])
+    return st.builds(settle, st.sampled_from(OPENINGS), drawn)
+
+
+def explore(number: int, chosen: int, check: Callable[[Program], None], without: frozenset[str] = frozenset(),
+            shrink: bool = True) -> None:
+    """Call `check` with `number` programs of seed `chosen`; what it raises comes back with the shortest that raises it.
+
+    Programs have no operation of `without`.
+    """
+    phases = (Phase.generate, Phase.shrink) if shrink else (Phase.generate,)
+
+    @seed(chosen)
+    @settings(max_examples=number, database=None, deadline=None, phases=phases,
+              suppress_health_check=list(HealthCheck), report_multiple_bugs=False, print_blob=False)
+    @given(programs(without))
+    def run(program: Program) -> None:
+        check(program)
+
+    run()

@@ -1,0 +1,65 @@
+"""Sets switches, says `ready`, waits for the end of its standard input, and restores them. A program of its own, so that
+it starts in no time and outlives whoever started it. Arguments: root, file to lock, then name and value of each switch."""
+
+import fcntl
+import os
+import signal
+import sys
+import time
+
+SECONDS = 120.0
+"""How long to wait for another run's lock."""
+
+
+def lock(path: str) -> bool:
+    """Until the lock is ours; False when another run keeps it, or nobody waits for us any more."""
+    fd = os.open(path, os.O_RDONLY)
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.05)
+    return False
+
+
+def write(path: str, value: str) -> None:
+    with open(path, "w") as file:
+        file.write(value)
+
+
+def main(root: str, locked: str, *pairs: str) -> int:
+    """Exit status: 0 restored, 1 not, 4 another run is at it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    if not lock(os.path.join(root, locked)):
+        print(f"another run has held {locked} for {SECONDS:.0f} s", file=sys.stderr)
+        return 4
+    old: list[tuple[str, str]] = []
+    status = 0
+    try:
+        for name, value in zip(pairs[::2], pairs[1::2], strict=True):
+            path = os.path.join(root, name)
+            with open(path) as file:
+                text = file.read()
+            was = text.partition("[")[2].partition("]")[0] if "[" in text else text.strip()
+            write(path, value)
+            old.append((path, was))
+        os.write(1, b"ready\n")
+        while os.read(0, 4096):
+            pass
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        status = 1
+    for path, was in reversed(old):
+        try:
+            write(path, was)
+        except OSError as error:
+            print(f"{path} should be {was!r}: {error.strerror}", file=sys.stderr)
+            status = 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
