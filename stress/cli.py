@@ -1,4 +1,4 @@
-"""The commands `stress`, `bench`, `explore`, `replay`, `break` and `compare`, plugged into `concur-thp` (see pyproject.toml)."""
+"""The commands of this package, plugged into `concur-thp` by entry points (see pyproject.toml)."""
 
 from pathlib import Path
 
