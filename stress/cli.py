@@ -66,7 +66,7 @@ def _plot(ctx: click.Context, param: click.Parameter, value: str) -> str:
 @click.option("--processes", metavar="N,N,...", default=",".join(map(str, PROCESSES)), show_default=True,
               callback=_processes, help="How many processes at once; from 2 on in mms of their own, and in one mm.")
 @click.option("--rounds", type=options.Count(1, 1_000_000, "each round is one sample"), default=ROUNDS, show_default=True,
-              help="Samples of each process in each turn.")
+              help="Samples of one process in each turn; of more, fewer each.")
 @click.option("--growth", is_flag=True, help="Instead: how costs grow with memory, vmas, mms and queue lengths.")
 @click.option("--plot", metavar="FILE", default="", callback=_plot, help="Draw the result too, as .svg, .png or .pdf.")
 @options.json_option()

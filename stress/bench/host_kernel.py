@@ -53,7 +53,7 @@ from stress.bench.host_memory import (
 #: How many huge pages one sample covers. Enough that a syscall is small beside them. A fork costs hundreds of
 #: microseconds whatever is mapped, and a huge pmd well under one, so that row needs many more.
 SAMPLE_HPAGES = 8
-FORK_HPAGES = 256
+FORK_HPAGES = 96
 PINS = 16
 """Pages of one vmsplice or process_vm_readv: as many as fit a pipe, and one batch of the kernel."""
 MAPPINGS = 100

@@ -93,7 +93,8 @@ def say(messages: Any, what: str) -> None:
 
 def measure_row(machine: Machine, row: Row, processes: int, one_mm: bool, rounds: int, messages: Any) -> dict[str, Any]:
     """One row: its sides in turns."""
-    takers = sides(machine, row, processes, one_mm, rounds)
+    each = max(1, 2 * rounds // (processes + 1))  # The more processes, the fewer samples each of them has to take.
+    takers = sides(machine, row, processes, one_mm, each)
     found: dict[str, list[list[float]]] = {side: [] for side in takers}
     reasons: dict[str, str] = {}
     for turn in range(TURNS):

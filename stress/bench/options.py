@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 PROCESSES = (1, 2, 4, 8)
 MOST_PROCESSES = 16
-ROUNDS = 6
+ROUNDS = 4
 PLOT_KINDS = (".svg", ".png", ".pdf")
 
 
