@@ -24,7 +24,7 @@ from concur_thp.arch import native
 from concur_thp.arch.linker import Kernel
 from concur_thp.config import KERNEL_TAG, Param, size_text
 from concur_thp.errors import EmulatorError, KernelBug, Misuse
-from concur_thp.machine import Machine
+from concur_thp.machine import Machine, available_memory
 from concur_thp.output import STDOUT, compile_progress, console, result_console, write_json
 from concur_thp.rules.show import print_rule, print_rules
 from concur_thp.rules.table import RULES, rule_json, rule_named, variants_named
@@ -131,24 +131,22 @@ def examine(memory: int) -> dict[str, Any]:
     """What a run depends on; `problems` are what would stop or slow one with `memory` bytes of emulated memory."""
     import llvmlite
 
-    shm = os.statvfs("/dev/shm") if os.path.isdir("/dev/shm") else None
-    free = shm.f_bavail * shm.f_frsize if shm else 0
+    free, needed = available_memory(), memory // 4096 * 160
     cores = len(os.sched_getaffinity(0))
     cache = native.cache_dir()
     objects = [path for path in cache.rglob("*") if path.is_file()] if cache.is_dir() else []
-    needed = memory // 4096 * 160
     problems = []
     if free < needed:
-        problems.append(f"/dev/shm has {size_mib(free)} free, {size_text(memory)} of emulated memory may need"
-                        f" {size_mib(needed)}: pass a smaller --memory or enlarge /dev/shm")
+        problems.append(f"{size_mib(free)} of memory are available, {size_text(memory)} of emulated memory may need"
+                        f" {size_mib(needed)}: pass a smaller --memory")
     if cores < 2:
         problems.append("one core only: CPUs take turns, so races are rare; give it two or more")
     if platform.machine() not in ("x86_64", "aarch64"):
         problems.append(f"{platform.machine()}: kernel functions call x86-64's or aarch64's system calls")
     return {
         "version": concur_thp.__version__, "kernel_emulated": KERNEL_TAG, "python": platform.python_version(),
-        "llvmlite": llvmlite.__version__, "processor": platform.machine(), "cores": cores, "shm_free": free,
-        "shm_needed": needed, "kernel_running": platform.release(), "kernel_thp": _running_thp(),
+        "llvmlite": llvmlite.__version__, "processor": platform.machine(), "cores": cores, "memory_available": free,
+        "memory_needed": needed, "kernel_running": platform.release(), "kernel_thp": _running_thp(),
         "cache": str(cache), "cache_files": len(objects), "cache_bytes": sum(p.stat().st_size for p in objects),
         "problems": problems,
     }

@@ -1,16 +1,14 @@
 """A machine: one shared segment, booted here, inherited by the CPU processes that are forked from this one.
 
-The segment's name is removed as soon as it is mapped, so nothing can be left behind in /dev/shm, whatever dies.
+The segment never has a name (memfd), so nothing can be left behind, whatever dies at whatever instruction.
 """
 
 import ctypes
+import mmap
 import os
-import shutil
 from importlib import import_module
 from types import TracebackType
 from typing import Any, Self
-
-from multiprocess import shared_memory
 
 from concur_thp.arch import native
 from concur_thp.arch.bug import abort_when_parked
@@ -40,6 +38,17 @@ from concur_thp.sync.lockdep import init_lockdep
 _BOOT = (init_mmap, init_pools, init_memory, init_lru, init_thp, init_khugepaged, init_huge_zero, init_swap_map,
          init_swap_cache, init_swap_device)
 """What mm needs at boot, in order; each takes the configuration."""
+
+
+def available_memory() -> int:
+    """Bytes of memory that programs on this computer can still have."""
+    with open("/proc/meminfo") as lines:
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+
+
+def needed_memory(config: MachineConfig) -> int:
+    """Bytes that a machine may come to need when all of its memory is used."""
+    return config.frames * 160 + config.swap_slots * 72
 
 
 class Machine:
@@ -80,14 +89,17 @@ class Machine:
                     import_module(f"concur_thp.{folder}.{name[:-3]}")
 
     def _create(self) -> Any:
-        free = shutil.disk_usage("/dev/shm").free
-        needed = self.config.frames * 160 + self.config.swap_slots * 72
+        free, needed = available_memory(), needed_memory(self.config)
         if free < needed:
-            raise Misuse(f"/dev/shm has {free >> 20} MiB free and this machine may need {needed >> 20}: "
-                         "pass a smaller --memory or enlarge /dev/shm")
-        segment = shared_memory.SharedMemory(create=True, size=self.size)
-        segment.unlink()
-        self._view = ctypes.c_char.from_buffer(segment.buf)
+            raise Misuse(f"this computer has {free >> 20} MiB of memory available and the machine may need {needed >> 20}: "
+                         "pass a smaller --memory")
+        number = os.memfd_create("concur_thp")
+        try:
+            os.ftruncate(number, self.size)
+            segment = mmap.mmap(number, self.size)
+        finally:
+            os.close(number)
+        self._view = ctypes.c_char.from_buffer(segment)
         self.base = ctypes.addressof(self._view)
         return segment
 
@@ -160,4 +172,4 @@ class Machine:
         self.close()
 
 
-__all__ = ["Kernel", "Machine", "MachineConfig"]
+__all__ = ["Kernel", "Machine", "MachineConfig", "available_memory", "needed_memory"]

@@ -40,7 +40,7 @@ def children() -> set[str]:
 
 def segments() -> set[str]:
     """Segments in /dev/shm with the names that Python gives them."""
-    return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}
+    return {name for name in os.listdir("/dev/shm") if name.startswith(("psm_", "concur_thp"))}
 
 
 @pytest.fixture(autouse=True)

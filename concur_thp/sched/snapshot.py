@@ -28,8 +28,12 @@ COUNTED = Word("snapshot.counted")
 """Address of a byte for each granule: 1 when it is part of the state's number."""
 BEFORE = Word("snapshot.before")
 """Address of the number of each granule of the snapshot."""
-NOT_COUNTED = ("cpus", "rings", "dep_classes", "lockdep", "timespecs", "page_counts", "block_counts", "oracle_words")
-"""Arrays that say how a state came about, or that only the test itself keeps."""
+NOT_COUNTED = (
+    "cpus", "rings", "dep_classes", "lockdep", "timespecs", "page_counts", "block_counts", "oracle_words",  # how it came about
+    "checking", "check_counts", "seen_tables", "exiting_mms", "swap_device",
+    "rmap_walks", "pvmws", "scan_controls", "compact_controls", "fallback_pages", "mmu_gathers",  # scratch of one operation
+)
+"""Arrays that say how a state came about, that only the test itself keeps, or that mean nothing between two operations."""
 MULTIPLY = 0x9E3779B97F4A7C15 - (1 << 64)
 
 

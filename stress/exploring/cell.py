@@ -4,6 +4,7 @@ Every run's end is checked. Most ends have been seen before: a state that was au
 be again (sched/snapshot.py numbers states). Only what is new comes to Python.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator
 
@@ -22,7 +23,9 @@ from concur_thp.program.rows import CHECK, SETUP, clear_results, run_program, ru
 from concur_thp.program.step import parse_program
 from concur_thp.sched.accesses import note_access
 from concur_thp.sched.batch import batch, state_is_good
+from concur_thp.sched.snapshot import SEGMENT
 from concur_thp.sched.state import Status, Verdict, sched, sched_cpus, sched_log, sched_plan
+from concur_thp.trace.places import place_name
 from concur_thp.trace.story import Story, read_story
 from stress.exploring.job import KINDS, Failure, Job, Schedule, Stretch, Tally
 from stress.scenarios.arena import arena, arena_clear, arena_empty
@@ -202,7 +205,7 @@ def run_check(cpu: Cpu) -> None:
 def describe_end(config: MachineConfig, verdict: Verdict) -> str:
     """Why the run did not finish."""
     if verdict == Verdict.BUG:
-        return describe_bug()
+        return named(config, describe_bug())
     waits = "; ".join(describe_wait(config, n) for n in range(sched.nr) if sched_cpus[n].status != Status.DONE)
     if verdict == Verdict.DEADLOCK:
         cycle = " -> ".join(f"cpu {n}" for n in wait_cycle(config))
@@ -210,6 +213,16 @@ def describe_end(config: MachineConfig, verdict: Verdict) -> str:
     if verdict == Verdict.LIVELOCK:
         return f"no end in sight after {sched.bound} points: {waits}"
     return f"diverged from what was recorded at step {sched.diverged}"
+
+
+def named(config: MachineConfig, text: str) -> str:
+    """A text in which addresses of the segment are names: the same in every process."""
+
+    def name(match: re.Match[str]) -> str:
+        address = int(match[0], 16)
+        return place_name(config, address) if 0 <= address - int(SEGMENT) < system.segment_bytes else match[0]
+
+    return re.sub(r"0x[0-9a-f]{9,16}", name, text)
 
 
 def where_is(number: int) -> str:

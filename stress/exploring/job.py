@@ -34,7 +34,7 @@ class Job:
     programs: tuple[str, ...] = ()
     """Programs in place of the scenario's own, by CPU (shrinking)."""
     setup: str | None = None
-    bound: int = 100_000
+    bound: int = 1_000_000
     """Points after which a run is a livelock."""
     checks: int = 0
     """Instant invariants: 0 none, 1 at every place, n at one in n."""
