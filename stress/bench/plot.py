@@ -45,9 +45,9 @@ def _costs(plt: Any, rows: list[dict[str, Any]]) -> Any:
     alone = [row for row in rows if row["kind"] in ("operation", "lock") and row["processes"] == 1]
     crowds = [row for row in rows if row["kind"] == "operation" and row["processes"] > 1]
     scaled = [row for row in rows if row["kind"] == "throughput"]
-    height = max(4.5, 1.5 + 0.42 * len(alone))
+    height = max(6.5, 1.5 + 0.42 * len(alone))
     figure = plt.figure(figsize=(15, height))
-    grid = figure.add_gridspec(2, 2, width_ratios=(1.25, 1), height_ratios=(2, 1), hspace=0.3, wspace=0.36)
+    grid = figure.add_gridspec(2, 2, width_ratios=(1.25, 1), height_ratios=(2, 1), hspace=0.5, wspace=0.3)
     _bars(figure.add_subplot(grid[:, 0]), alone)
     _scaling(figure.add_subplot(grid[0, 1]), alone, crowds)
     _throughput(figure.add_subplot(grid[1, 1]), scaled)
@@ -108,7 +108,7 @@ def _scaling(axes: Any, alone: list[dict[str, Any]], crowds: list[dict[str, Any]
 
 
 def _throughput(axes: Any, rows: list[dict[str, Any]]) -> None:
-    axes.set_title("two processes in mms of their own: throughput over that of one", loc="left", fontweight="bold")
+    axes.set_title("two processes, own mms: throughput over one", loc="left", fontweight="bold")
     for place, row in enumerate(rows):
         for number, side in enumerate(("emulator", "kernel")):
             if row[side] is not None:
