@@ -100,7 +100,7 @@ RULES = (
                     (Force("do_wp_page", "if not trylock_page(...) and ...", False),
                      Delete("do_wp_page", "unlock_page(cpu, page) #2"),
                      Delete("do_wp_page", "unlock_page(cpu, page)"), Delete("reuse_swap_page", "bug_on(...)")),
-                    "reuse_vs_swap_in", ("Q19", "Q10", "outcome"), ("2 mms", "swap")),
+                    "reuse_vs_swap_in", ("Q19", "Q10", "outcome", "bug: __delete_from_swap_cache"), ("2 mms", "swap")),
         ),
     ),
     Rule(
@@ -108,7 +108,7 @@ RULES = (
                " walked.", LOCKING, "3.1.5",
         (At("zap_pmd", "if not done and not pmd_trans_unstable(pmd)"), At("do_anonymous_page", "if pmd_trans_unstable(pmd)"),
          At("handle_pte_fault", "if pmd_trans_unstable(pmd)"), At("madvise_free_pmd", "if not done and ..."),
-         At("follow_page_pte", "if not pmd_table(pmdval)")), ("I7", "I9", "bug: __delete_from_swap_cache"),
+         At("follow_page_pte", "if not pmd_table(pmdval)")), ("I7", "I9"),
         (
             Variant("X33a", "a zap walks what it has just split, whatever it has become",
                     (Rewrite("zap_pmd", "if not done and ...", "not done and not pmd_trans_unstable(pmd)", "not done"),),

@@ -72,13 +72,13 @@ RULES = (
                     (Rewrite("release_pte_pages", "for i in range(count)", "range(count)", "range(1, count)"),),
                     "collapse_vs_gup_fast", ("Q12", "Q18", "deadlock", "lockdep")),
             Variant("X17c", "a page that is in use stays locked", (Delete("isolate_pte_page", "unlock_page(cpu, page)"),),
-                    "collapse_vs_gup_fast", ("Q18", "deadlock")),
+                    "collapse_vs_gup_fast", ("Q18", "deadlock", "lockdep")),
         ),
     ),
     Rule(
         "X18", "The copy is complete before the huge pmd is there.", LOCKING, "3.28.3.9 to 11",
         (At("collapse_pmd", "__collapse_huge_page_copy(...)"), At("collapse_install", "smp_wmb()"),
-         At("__SetPageUptodate", "smp_wmb()")), ("Q19", "lockdep"),
+         At("__SetPageUptodate", "smp_wmb()")), ("Q19"),
         (
             Variant("X18a", "the huge page is mapped first and filled then, as a weakly ordered machine would without a"
                             " barrier",

@@ -1,6 +1,6 @@
 """R38-R41: huge pages of which a part is unmapped. (transhuge.rst: Partial unmap and deferred_split_huge_page())"""
 
-from concur_thp.rules.edit import Delete, Force, Replace, Rewrite
+from concur_thp.rules.edit import Delete, Force, Insert, Replace, Rewrite
 from concur_thp.rules.rule import At, Rule, Variant
 
 PARTIAL = "transhuge.rst, Partial unmap and deferred_split_huge_page()"
@@ -47,7 +47,8 @@ RULES = (
         (
             Variant("R41a", "the shrinker takes references of pages whose last one has gone",
                     (Rewrite("pin_queued", "if get_page_unless_zero(head)", "get_page_unless_zero(head)",
-                             "head._refcount.add(1) >= 0"),),
+                             "head._refcount.add(1) >= 0"),
+                     Insert("pin_queued", "account_get(head, 1)", before="list_del(head)")),
                     "deferred_vs_free", ("bug: put_page", "bug: bad", "Q1", "Q2", "Q11", "crash")),
             Variant("R41b", "the shrinker works on pages that it has no reference of",
                     (Rewrite("pin_queued", "if get_page_unless_zero(head)", "get_page_unless_zero(head)",

@@ -50,14 +50,14 @@ RULES = (
                     (Force("split_huge_page_to_list", "if can_split_huge_page(...)", True),
                      Rewrite("freeze_and_split", "frozen = ...", "page_ref_freeze(head, 1 + extra_pins(head))",
                              "page_ref_freeze(head, page_ref_count(head))")),
-                    "split_vs_get", ("Q4", "outcome", "bug: put_page: page has no reference")),
+                    "split_vs_get", ("Q4", "outcome", "bug: put_page: page has no reference", "bug: a pinned page")),
         ),
     ),
     Rule(
         "R8", "A huge page is handled by GUP's users as any other compound page: put_page() takes any of its subpages.",
         f"{GUP}, the note", "3.14, 3.9",
         (At("put_page", "head = compound_head(page)"), At("release_pages", "head = compound_head(...)")),
-        ("I1", "Q4", "bug: a pinned page"),
+        ("I1", "Q4"),
         (
             Variant("R8a", "put_page drops the subpage's own count",
                     (Rewrite("put_page", "head = compound_head(page)", "compound_head(page)", "page"),),

@@ -19,7 +19,7 @@ RULES = (
                             after="pmd_populate(...)")), "split_pmd_vs_first_store", ("I14", "Q19", "outcome")),
             Variant("X1b", "the pmd is not flushed at all",
                     (Replace("pmdp_invalidate", "flush_tlb_mm_range(...)", "old = old"),),
-                    "split_pmd_vs_first_store", ("I14", "I15", "Q15", "Q19", "outcome")),
+                    "split_pmd_vs_first_store", ("I14", "I15", "Q15", "Q19", "outcome", "I16")),
         ),
     ),
     Rule(
@@ -101,7 +101,7 @@ RULES = (
                     "cow_vs_reuse_small", ("Q19", "outcome"), ("2 mms", "3 cpus")),
             Variant("X6c", "a huge copy does not flush", (Replace("wp_huge_copy", "pmdp_invalidate(...)",
                                                                   "get_and_clear(pmd)"),),
-                    "cow_vs_reuse", ("Q15", "Q19", "outcome", "I15"), ("2 mms", "3 cpus")),
+                    "cow_vs_reuse", ("Q15", "Q19", "outcome", "I15", "I16"), ("2 mms", "3 cpus")),
         ),
     ),
     Rule(
