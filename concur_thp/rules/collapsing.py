@@ -18,7 +18,7 @@ RULES = (
             Variant("X14b", "gup-fast walks with irqs on: nobody waits for it",
                     (Delete("__get_user_pages_fast", "local_irq_disable(cpu)"),
                      Delete("__get_user_pages_fast", "local_irq_enable(cpu)")),
-                    "collapse_vs_gup_fast", ("outcome", "Q19", "Q4", "bug: gup_fast", "crash")),
+                    "collapse_vs_pin_run", ("outcome", "Q19", "Q4", "bug: gup_fast", "crash")),
         ),
     ),
     Rule(
@@ -78,7 +78,7 @@ RULES = (
     Rule(
         "X18", "The copy is complete before the huge pmd is there.", LOCKING, "3.28.3.9 to 11",
         (At("collapse_pmd", "__collapse_huge_page_copy(...)"), At("collapse_install", "smp_wmb()"),
-         At("__SetPageUptodate", "smp_wmb()")), ("Q19"),
+         At("__SetPageUptodate", "smp_wmb()")), ("Q19",),
         (
             Variant("X18a", "the huge page is mapped first and filled then, as a weakly ordered machine would without a"
                             " barrier",

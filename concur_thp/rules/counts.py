@@ -37,7 +37,7 @@ RULES = (
     Rule(
         "R23", "A pte that comes or goes counts in the _mapcount of the very subpage it maps.", f"{REFCOUNTS}, third point",
         "3.17", (At("page_remove_rmap", "if sub_one(...)"), At("page_dup_rmap", "page._mapcount.add(1)"),
-                 At("split_huge_anon_pmd", "tail_page(page, i)._mapcount.add(1)")), ("Q5"),
+                 At("split_huge_anon_pmd", "tail_page(page, i)._mapcount.add(1)")), ("Q5",),
         (
             Variant("R23a", "the unmap of a pte counts in the head",
                     (Rewrite("page_remove_rmap", "if sub_one(...)", "page._mapcount.sub(1)",
@@ -77,7 +77,7 @@ RULES = (
         "R26", "PageDoubleMap says that ptes may map the page: its absence proves nothing.", f"{REFCOUNTS}, 'possibly'",
         "1.3, K10",
         (At("total_mapcount", "for i in range(HPAGE_PMD_NR)"), At("page_mapped", "for i in range(HPAGE_PMD_NR)")),
-        ("outcome"),
+        ("outcome",),
         (
             Variant("R26a", "total_mapcount looks at no subpage while PG_double_map is clear",
                     (Insert("total_mapcount", "if PageAnon(head) and not PageDoubleMap(head):\n    return count",

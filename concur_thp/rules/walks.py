@@ -62,7 +62,7 @@ RULES = (
             Variant("X19a", "the queue's lock is not taken: its list breaks when two CPUs are at it",
                     (Delete("freeze_and_split", "spin_lock_irq(cpu, pgdat.split_queue_lock)"),
                      Delete("freeze_and_split", "spin_unlock_irq(cpu, pgdat.split_queue_lock)")),
-                    "split_vs_zap", ("Q11", "I17", "lockdep", "bug: bad compound page", "crash")),
+                    "split_vs_queueing", ("Q11", "I17", "lockdep", "bug: bad compound page", "crash")),
             Variant("X19b", "a split page stays on the queue",
                     (Delete("freeze_and_split", "if frozen and split_queued(head)"),),
                     "split_page_of_ptes", ("Q11", "I17", "bug: deferred split", "crash")),
@@ -94,7 +94,7 @@ RULES = (
     Rule(
         "X21", "A split that fails maps everything again.", ENTRIES, "3.18.11",
         (At("split_unmapped", "remove_migration_range(...)"), At("unmap_and_move_locked", "remove_migration_ptes(...)")),
-        ("Q7"),
+        ("Q7",),
         (
             Variant("X21a", "only a split that succeeds replaces its migration entries",
                     (Move("split_unmapped", "remove_migration_range(...)", after="if not frozen"),),
@@ -159,12 +159,17 @@ RULES = (
         "3.15.3 and 4",
         (At("gup_huge_pmd", "if pmdp.val.load() != orig"), At("gup_pte_range", "if ptep.val.load() != pte")), ("I25", "Q19"),
         (
-            Variant("X28a", "not at a huge pmd: the page may have been zapped and be another's",
-                    (Force("gup_huge_pmd", "if pmdp.val.load() != orig", False),), "pin_fast_vs_reuse",
-                    ("outcome", "Q19", "Q4")),
-            Variant("X28b", "not at a pte: the page may have been copied away and be another's",
-                    (Force("gup_pte_range", "if ptep.val.load() != pte", False),), "pin_fast_vs_cow",
-                    ("outcome", "Q19", "Q4"), ("2 mms",)),
+            Variant("X28a", "not at a huge pmd, and irqs stay on: the page was zapped and is another's (with irqs off the zap's"
+                    " flush waits, and hides the mistake)",
+                    (Force("gup_huge_pmd", "if pmdp.val.load() != orig", False),
+                     Delete("__get_user_pages_fast", "local_irq_disable(cpu)"),
+                     Delete("__get_user_pages_fast", "local_irq_enable(cpu)")),
+                    "pin_fast_vs_reuse", ("outcome", "Q19", "Q4", "I25")),
+            Variant("X28b", "not at a pte, and irqs stay on: the page was copied away and is another's",
+                    (Force("gup_pte_range", "if ptep.val.load() != pte", False),
+                     Delete("__get_user_pages_fast", "local_irq_disable(cpu)"),
+                     Delete("__get_user_pages_fast", "local_irq_enable(cpu)")),
+                    "pin_fast_vs_cow", ("outcome", "Q19", "Q4", "I25"), ("2 mms",)),
         ),
     ),
 )

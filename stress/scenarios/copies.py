@@ -1,7 +1,7 @@
 """Races about copies on write, and about pages that pass from one process to another; and races about free pages."""
 
 from concur_thp.program.table import LOOK_DIRTY, LOOK_HUGE, LOOK_HUGE_ZERO, LOOK_NONE, LOOK_PTE, LOOK_WRITE
-from stress.scenarios.scenario import ANY_COUNT, Outcome, Scenario
+from stress.scenarios.scenario import ANY_COUNT, Outcome, Scenario, Seen
 from stress.scenarios.setups import EAGAIN, EBUSY, EFAULT, HUGE, MAPPED, SHARED, SMALL
 
 FRESH = LOOK_WRITE | LOOK_DIRTY
@@ -142,6 +142,35 @@ PIN_FAST_VS_COW = Scenario(
     "enter 2; theirs: count 0 1h 200",
     (Outcome("nobody writes into another's page", fast={0, 1}, stored={0, -3}, theirs=("1h", 0)),))
 
+def _written_through_pins(seen: Seen) -> bool:
+    """What was stored through a pin is what the program reads there."""
+    first, last = 77 if seen.low.status == 0 else 100, 78 if seen.high.status == 0 else 107
+    return (seen.first.value, seen.last.value) == (first, last)
+
+
+COLLAPSE_VS_PIN_RUN = Scenario(
+    "collapse_vs_pin_run", "a range is collapsed while gup-fast pins a run of its pages and writes through the pins", (17,),
+    ("X14", "X15", "I25"), SMALL,
+    ("done: collapse 0 0", "enter 0; got: pin_run 0 0 8 fast_only_write; low: pin_store 0 77; high: pin_store 7 78"),
+    "enter 0; first: load 0; last: load 7",
+    (Outcome("nothing that was written is lost", done=ANY_COUNT, got=range(9), low={0, -3}, high={0, -3}, first=(0, {100, 77}),
+             last=(0, {107, 78}), when=_written_through_pins),))
+MREMAP_VS_MIGRATE_AND_LOAD = Scenario(
+    "mremap_vs_migrate_and_load", "a huge page moves away and is migrated while a thread reads it at its old place", (22, 21),
+    ("X9", "I15"), HUGE,
+    ("enter 0; move 0 1h 1g", "moved: migrate_frame 0 whole",
+     "enter 0; " + "; ".join(f"r{n}: load 3" for n in range(6))), "enter 0; old: count 1g 1h 100",
+    (Outcome("read, until it was gone", moved={0, EBUSY}, old=("1h", 0),
+             **{f"r{n}": ({0, EFAULT}, {0, 103}) for n in range(6)}),))  # type: ignore[arg-type]
+SPLIT_VS_QUEUEING = Scenario(
+    "split_vs_queueing", "a queued huge page is split while another is queued", (16, 12), ("X19", "R38", "R41"),
+    "new 0; enter 0; map 0 2h rw; fill 0 2h 100; drain; advise 4e 4e dontneed; note 0 0\n",
+    ("split: split_frame 0", "enter 0; advise 1h+4e 4e dontneed"),
+    "queue: queued; left: drain_split 8; after: queued; enter 0; old: count 0 4e 100; pages: rss 0",
+    (Outcome("split, and the other is queued", split=0, queue=1, left=1),
+     Outcome("not split: both are queued", split={EBUSY, EAGAIN}, queue=2, left=2, must=False)),
+    always=dict(after=0, old=("4e", 0), pages=("1h", 0)))
+
 COMPACT_VS_FREE = Scenario(
     "compact_vs_free", "compaction while pages go", (), ("R34",),
     SMALL + "map 2h 1h rw; advise 2h 1h nohuge; fill 2h 1h 300; drain\n",
@@ -183,5 +212,6 @@ SCENARIOS = (
     COW_WITHOUT_PAGES, COW_VS_DONTNEED_WITHOUT_HUGE_PAGES, ZERO_WITHOUT_HUGE_PAGES, FAULT_SMALL_VS_FAULT, FAULT_VS_FAULT_SMALL,
     COLLAPSE_VS_REMAP,
     ZERO_VS_ZERO, MREMAP_HUGE_VS_SPLIT, MREMAP_BACK_VS_SPLIT, DONTNEED_VS_DONTNEED_WHOLE, MIGRATE_VS_PARTIAL_DONTNEED,
-    PIN_VS_DONTNEED, PIN_FAST_VS_REUSE, PIN_FAST_VS_COW, COMPACT_VS_FREE,
+    PIN_VS_DONTNEED, PIN_FAST_VS_REUSE, PIN_FAST_VS_COW, COLLAPSE_VS_PIN_RUN, MREMAP_VS_MIGRATE_AND_LOAD, SPLIT_VS_QUEUEING,
+    COMPACT_VS_FREE,
     RECLAIM_VS_FREE, MIGRATE_FRAME_VS_FREE, MUNLOCK_VS_SPLIT, SWAP_OUT_VS_LOAD, SWAP_OUT_VS_LOAD_SMALL, REUSE_VS_SWAP_IN)
