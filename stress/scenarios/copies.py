@@ -8,7 +8,7 @@ FRESH = LOOK_WRITE | LOOK_DIRTY
 WRITE = {LOOK_WRITE, FRESH}
 SHARED_PTES = HUGE + "split_pmd 0; fork 1\n"
 FULL = "map 8h 160h rw; full: fill 8h 160h 5000\n"
-"""Memory is used up, by huge pages; what follows gives some of it back."""
+"""Memory is used up, by huge pages; what follows gives some of it back. (Controlled runs begin behind it, and show 0.)"""
 SCATTERED = "; ".join(f"advise {block}h 1 dontneed" for block in range(9, 60, 2))
 SHORT = f"map 8h 160h rw; advise 8h 160h nohuge; full: fill 8h 160h 5000; {SCATTERED}\n"
 """Only small pages are left, and no two of them together."""
@@ -47,34 +47,35 @@ FAULT_WITHOUT_HUGE_PAGES = Scenario(
     "fault_without_huge_pages", "a store where no huge page is left", (), ("R2",), "new 0; enter 0\n" + SHORT,
     ("enter 0; map 0 1h rw; store 3 7; own: load 3",),
     "enter 0; kind: look 0 3; third: load 3; other: look 0 0",
-    (Outcome("a small page", full=-12, own=(0, 7), kind=(LOOK_PTE, FRESH), third=(0, 7), other=(LOOK_NONE, 0)),),
+    (Outcome("a small page", full={0, -12}, own=(0, 7), kind=(LOOK_PTE, FRESH), third=(0, 7), other=(LOOK_NONE, 0)),),
     switches=NO_HELP)
 COW_WITHOUT_HUGE_PAGES = Scenario(
     "cow_without_huge_pages", "a store into a shared huge page where no huge page is left", (), ("R2", "X2", "K17"),
     SHARED + SHORT,
     ("enter 0; store 3 7; own: load 3", "enter 0; other: load 5"),
     "enter 0; kind: look 0 3; third: load 3; old: count 0 1h 100; enter 1; copy: count 0 1h 100",
-    (Outcome("small copies", full=-12, own=(0, 7), other=(0, 105), kind=(LOOK_PTE, WRITE), third=(0, 7), old=("1h-1", 0),
+    (Outcome("small copies", full={0, -12}, own=(0, 7), other=(0, 105), kind=(LOOK_PTE, WRITE), third=(0, 7), old=("1h-1", 0),
              copy=("1h", 0)),), switches=NO_HELP)
 COW_WITHOUT_PAGES = Scenario(
     "cow_without_pages", "a store into a shared huge page where hardly a page is left", (), ("R2", "R37"),
     SHARED + "map 8h 160h rw; advise 8h 160h nohuge; full: fill 8h 160h 5000; advise 9h 1 dontneed; advise 11h 1 dontneed\n",
     ("enter 0; store 3 7; own: load 3",), "enter 0; kind: look 0 3; third: load 3; old: count 0 1h 100; enter 1; copy: count"
                                           " 0 1h 100",
-    (Outcome("one small copy", full=-12, own=(0, 7), kind=(LOOK_PTE, WRITE), third=(0, 7), old=("1h-1", 0), copy=("1h", 0)),),
+    (Outcome("one small copy", full={0, -12}, own=(0, 7), kind=(LOOK_PTE, WRITE), third=(0, 7), old=("1h-1", 0),
+             copy=("1h", 0)),),
     switches=NO_HELP)
 COW_VS_DONTNEED_WITHOUT_HUGE_PAGES = Scenario(
     "cow_vs_dontneed_without_huge_pages", "a store copies a shared huge page into small ones while another thread throws it"
                                           " away", (3,), ("X7", "K17"),
     SHARED + SHORT, ("enter 0; store 3 7; own: load 3", "enter 0; advise 0 1h dontneed"),
     "enter 0; old: count 0 1h 100; third: load 3; enter 1; copy: count 0 1h 100",
-    (Outcome("nothing survives but the store", full=-12, own=(0, {0, 7}), third=(0, {0, 7}), old=(0, {"1h", "1h-1"}),
+    (Outcome("nothing survives but the store", full={0, -12}, own=(0, {0, 7}), third=(0, {0, 7}), old=(0, {"1h", "1h-1"}),
              copy=("1h", 0)),), switches=NO_HELP)
 ZERO_WITHOUT_HUGE_PAGES = Scenario(
     "zero_without_huge_pages", "a store into the huge zero page where no huge page is left", (), ("R2", "X30"),
     MAPPED + "a: load 0\n" + SHORT, ("enter 0; store 3 7; own: load 3",),
     "enter 0; kind: look 0 3; third: load 3; rest: count 0 1h 1; other: load 5; again: store 5 8; zero: load 6e",
-    (Outcome("one small page", a=(0, 0), full=-12, own=(0, 7), kind=(LOOK_PTE, FRESH), third=(0, 7), rest=(0, "1h-1"),
+    (Outcome("one small page", a=(0, 0), full={0, -12}, own=(0, 7), kind=(LOOK_PTE, FRESH), third=(0, 7), rest=(0, "1h-1"),
              other=(0, 0), again=0,
              zero=(0, 0)),), switches=NO_HELP)
 FAULT_SMALL_VS_FAULT = Scenario(
