@@ -19,7 +19,7 @@ class Progress:
     """Live figures of a run: operations a second, huge pages, splits, collapses, contended locks."""
 
     def __init__(self, out: Console, title: str):
-        self._live = Live(console=out, transient=True, refresh_per_second=4) if sys.stderr.isatty() else None
+        self._live = Live(console=out, transient=True, auto_refresh=False) if sys.stderr.isatty() else None
         self._title, self._start, self._next = title, time.monotonic(), 0.0
         self._last = (self._start, operations_done())
 
@@ -41,7 +41,32 @@ class Progress:
         done = operations_done()
         rate = (done - self._last[1]) / max(now - self._last[0], 1e-6)
         self._last = (now, done)
-        self._live.update(Text(f"{self._title}  {now - self._start:5.1f} s  {rate / 1e6:6.2f} M ops/s  {figures()}"))
+        self._live.update(Text(f"{self._title}  {now - self._start:5.1f} s  {rate / 1e6:6.2f} M ops/s  {figures()}"),
+                          refresh=True)
+
+
+class Line:
+    """One line on a terminal, rewritten now and then; nothing in a pipe. No thread: processes are forked meanwhile."""
+
+    def __init__(self, out: Console):
+        self._live = Live(console=out, transient=True, auto_refresh=False) if sys.stderr.isatty() and not out.quiet else None
+        self._next = 0.0
+
+    def __enter__(self) -> "Line":
+        if self._live:
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._live:
+            self._live.__exit__(None, None, None)
+
+    def say(self, text: str) -> None:
+        """Show this instead of what stands there."""
+        now = time.monotonic()
+        if self._live and now >= self._next:
+            self._next = now + REFRESH_SECONDS
+            self._live.update(Text(text, overflow="ellipsis", no_wrap=True), refresh=True)
 
 
 def operations_done() -> int:

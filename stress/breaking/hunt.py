@@ -13,7 +13,7 @@ from concur_thp.rules.table import VARIANTS
 from concur_thp.rules.variant import Variant
 from stress.exploring.explorer import Explorer, link_for
 from stress.exploring.job import Failure, Job, Tally
-from stress.exploring.shrink import Shrinker
+from stress.exploring.shrink import shrink_in_a_fork
 from stress.exploring.token import Token
 
 TOKEN_SHRINK_SECONDS = 3.0
@@ -92,7 +92,7 @@ def hunt(name: str, seed: int, seconds: float, order: int | None = None, tick: C
         found.seconds = time.monotonic() - began
         if explored.failure is not None:
             found.caught, found.failure, found.attempt = True, explored.failure, attempt
-            small, found.failure = Shrinker(this, variant, TOKEN_SHRINK_SECONDS).shrink(explored.failure)
+            small, found.failure = shrink_in_a_fork(this, variant, explored.failure, TOKEN_SHRINK_SECONDS)
             found.token = Token.of(small, found.failure)
     found.control = control(made, tick)
     found.control_clean = found.control is None

@@ -4,7 +4,6 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from concur_thp.errors import Misuse
@@ -14,6 +13,7 @@ from concur_thp.rules import rule as data
 from concur_thp.rules.table import RULES, variants_named
 from stress.breaking.hunt import Hunted, hunt, job_for
 from stress.exploring.explorer import link_for
+from stress.progress import Line
 from stress.rundir import make_run_dir
 from stress.scenarios.registry import SCENARIOS
 
@@ -41,11 +41,11 @@ def run_break(options: BreakOptions) -> int:
         link_for(job_for(rows[0], options.seed, options.order), None, progress)
     run_dir = make_run_dir(Path(options.run_dir), "break")
     hunted: list[Hunted] = []
-    with Progress(TextColumn("{task.description}"), TimeElapsedColumn(), console=out, transient=True) as bar:
+    with Line(out) as progress_line:
         for number, row in enumerate(rows, 1):
-            task = bar.add_task(f"{number} of {len(rows)}: {row.id} {row.mistake}")
-            one = hunt(row.id, options.seed, options.seconds, options.order)
-            bar.remove_task(task)
+            what = f"{number} of {len(rows)}: {row.id} {row.mistake}"
+            one = hunt(row.id, options.seed, options.seconds, options.order,
+                       lambda tally, what=what: progress_line.say(f"{what}: {tally.schedules} schedules"))  # type: ignore[misc]
             hunted.append(one)
             _keep(run_dir, one)
             if len(rows) > 1:

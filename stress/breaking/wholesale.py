@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
-
 from concur_thp.arch.checked import sites
 from concur_thp.errors import Misuse
 from concur_thp.machine import Machine
@@ -19,6 +17,7 @@ from stress.breaking.cuts import Cut, all_cuts
 from stress.exploring.cell import Cell
 from stress.exploring.explorer import Explorer, link_for
 from stress.exploring.job import Failure, Job
+from stress.progress import Line
 from stress.rundir import make_run_dir
 from stress.scenarios.registry import SCENARIOS
 
@@ -122,12 +121,11 @@ def run_locks(options: LocksOptions) -> int:
     reached = coverage()
     run_dir = make_run_dir(Path(options.run_dir), "locks")
     results = []
-    with Progress(TextColumn("{task.description}"), TimeElapsedColumn(), console=out, transient=True) as bar:
+    with Line(out) as progress_line:
         for number, cut in enumerate(cuts, 1):
-            task = bar.add_task(f"{number} of {len(cuts)}: {cut.id} without {cut.what}")
+            progress_line.say(f"{number} of {len(cuts)}: {cut.id} without {cut.what}")
             names = [name for name, _ in reached.get(cut.function, Counter()).most_common()]
             one = hunt_cut(cut, names, options.seconds, options.seed)
-            bar.remove_task(task)
             results.append(one)
             result.print(line(one), highlight=False, markup=False)
     rows = [one.json for one in results]

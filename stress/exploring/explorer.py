@@ -183,7 +183,7 @@ def _receive(receiver: Any) -> Any:
         return None
 
 
-def _settle(parent: int) -> None:
+def settle(parent: int) -> None:
     """A cell ends with its parent, and leaves Ctrl-C to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.disable()  # A crash here is a finding, told by the parent.
@@ -194,7 +194,7 @@ def _settle(parent: int) -> None:
 
 def _cell(explorer: Explorer, number: int, core: int, deadline: float, sender: Any, words: mmap.mmap, parent: int) -> None:
     """The life of a cell."""
-    _settle(parent)
+    settle(parent)
     os.sched_setaffinity(0, {core})
     try:
         with Cell(explorer.job) as cell:
@@ -230,4 +230,4 @@ def _autopsy(job: Job, variant: Variant | None, seed: int, sender: Any) -> None:
     os._exit(0)
 
 
-__all__ = ["Explored", "Explorer", "link_for"]
+__all__ = ["Explored", "Explorer", "link_for", "settle"]

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
-
 from concur_thp.errors import Misuse
 from concur_thp.machine import Machine
 from concur_thp.output import compile_progress, console, result_console, write_json, write_text
@@ -18,8 +16,9 @@ from stress.exploring.autopsy import in_a_fork
 from stress.exploring.cell import Cell
 from stress.exploring.explorer import Explored, Explorer, link_for
 from stress.exploring.job import Failure, Job, Tally
-from stress.exploring.shrink import Shrinker
+from stress.exploring.shrink import shrink_in_a_fork
 from stress.exploring.token import Token, fingerprint
+from stress.progress import Line
 from stress.rundir import make_run_dir
 from stress.scenarios.registry import scenario_named
 
@@ -51,9 +50,8 @@ def run_explore(options: ExploreOptions) -> int:
         link_for(job, None, progress)
     began = time.monotonic()
     explorer = Explorer(job, cells=options.cells, schedules=options.schedules, seconds=options.seconds)
-    with Progress(TextColumn("{task.description}"), TimeElapsedColumn(), console=out, transient=True) as bar:
-        task = bar.add_task(f"explore {job.scenario}", total=None)
-        explored = explorer.run(lambda tally: bar.update(task, description=_line(job, tally)))
+    with Line(out) as progress_line:
+        explored = explorer.run(lambda tally: progress_line.say(_line(job, tally)))
     seconds = time.monotonic() - began
     token = _hand_over(options, explored) if explored.failure else None
     data = summary(job, explored, seconds, token)
@@ -70,7 +68,7 @@ def _hand_over(options: ExploreOptions, explored: Explored) -> Token:
     """Shrink the failure, keep it in a run directory, and give its token."""
     failure = explored.failure
     assert failure is not None
-    job, small = Shrinker(options.job, None, options.shrink_seconds).shrink(failure)
+    job, small = shrink_in_a_fork(options.job, None, failure, options.shrink_seconds)
     explored.failure = small
     small.seconds, small.runs = failure.seconds, failure.runs
     token = Token.of(job, small)

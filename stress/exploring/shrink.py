@@ -5,18 +5,24 @@ thousands of schedules a second that is quicker than thinking); let a CPU that w
 out.
 """
 
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
+
+from multiprocess import get_context
 
 from concur_thp.rules.variant import Variant
 from concur_thp.sched.state import Reason
 from stress.exploring.cell import Cell
+from stress.exploring.explorer import settle
 from stress.exploring.job import Failure, Job, Schedule
 from stress.scenarios.registry import scenario_named
 
 TRIES = 3000
 """Schedules for each attempt at a simpler failure."""
+GRACE_SECONDS = 2.0
 UNSHRINKABLE = ("crash", "hung")
 """Kinds that take the process with them."""
 
@@ -24,8 +30,9 @@ UNSHRINKABLE = ("crash", "hung")
 class Shrinker:
     """Shrinks failures of a job within a budget of seconds."""
 
-    def __init__(self, job: Job, variant: Variant | None, seconds: float):
-        self.job, self.variant, self.until = job, variant, time.monotonic() + seconds
+    def __init__(self, job: Job, variant: Variant | None, seconds: float,
+                 better: Callable[[Job, Failure], None] = lambda job, failure: None):
+        self.job, self.variant, self.until, self.better = job, variant, time.monotonic() + seconds, better
 
     def shrink(self, failure: Failure) -> tuple[Job, Failure]:
         """The simplest failure of the same kind that was found, and the job that it is of."""
@@ -60,6 +67,7 @@ class Shrinker:
             simpler = self._search(replace(job, strategy="pct", depth=depth), failure)
             if simpler is not None and simpler.preemptions < failure.preemptions:
                 failure = simpler
+                self.better(job, failure)
         return job, failure
 
     def _fewer_steps(self, job: Job, failure: Failure) -> tuple[Job, Failure]:
@@ -74,6 +82,7 @@ class Shrinker:
                 if simpler is not None:
                     programs, failure, helped = fewer, simpler, True
                     job = replace(job, programs=fewer)
+                    self.better(job, failure)
                     break
         return job, failure
 
@@ -87,6 +96,36 @@ class Shrinker:
                     failure, helped = simpler, True
                     break
         return failure
+
+
+def shrink_in_a_fork(job: Job, variant: Variant | None, failure: Failure, seconds: float) -> tuple[Job, Failure]:
+    """Shrink where broken code can kill or hang nobody but the fork; what was found until then counts."""
+    context = get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_shrink, args=(job, variant, failure, seconds, sender, os.getpid()), daemon=True)
+    process.start()
+    sender.close()
+    best = job, failure
+    deadline = time.monotonic() + seconds + GRACE_SECONDS
+    try:
+        while receiver.poll(max(deadline - time.monotonic(), 0)):
+            best = receiver.recv()
+    except (EOFError, OSError):
+        pass  # It is through, or a broken run has taken it with it.
+    process.kill()
+    process.join()
+    receiver.close()
+    return best
+
+
+def _shrink(job: Job, variant: Variant | None, failure: Failure, seconds: float, sender: Any, parent: int) -> None:
+    """The life of the fork."""
+    settle(parent)
+    try:
+        found = Shrinker(job, variant, seconds, lambda *better: sender.send(better)).shrink(failure)
+        sender.send(found)
+    finally:
+        os._exit(0)
 
 
 def _size(failure: Failure) -> tuple[int, int, int]:
@@ -114,4 +153,4 @@ def _calmer(schedule: Schedule) -> Iterator[Schedule]:
             yield (*schedule[:at], *schedule[at + 1:])
 
 
-__all__ = ["Shrinker"]
+__all__ = ["Shrinker", "shrink_in_a_fork"]
