@@ -19,7 +19,7 @@ from concur_thp.check.dump import report_text
 from concur_thp.check.lock_names import describe_wait, wait_cycle
 from concur_thp.config import MachineConfig
 from concur_thp.machine import Machine
-from concur_thp.program.rows import CHECK, SETUP, clear_results, run_program, run_rows
+from concur_thp.program.rows import CHECK, SETUP, run_program, run_rows
 from concur_thp.program.step import parse_program
 from concur_thp.sched.accesses import note_access
 from concur_thp.sched.batch import batch, state_is_good
@@ -55,7 +55,6 @@ class Cell:
         if job.checks:
             self.machine.listen_checks(job.checks)
         self.before = [self._stat(kind) for kind in range(NR_VMSTAT)]
-        clear_results(self.rounds.rows)
         self.controlled.keep()
         self.outcomes: list[str] = []
         self.last: Schedule = ()

@@ -96,7 +96,8 @@ def summary(job: Job, explored: Explored, seconds: float, token: Token | None) -
 
 def _say(options: ExploreOptions, data: dict[str, Any], explored: Explored) -> None:
     out = result_console(options.quiet, options.json)
-    what = "every schedule was run" if data["exhausted"] else f"a failure in less than one run of {data['schedules'] // 3}"
+    what = ("every schedule there is was run" if data["exhausted"]
+            else f"with 95 % confidence fewer than one schedule in {max(data['schedules'] // 3, 1)} drawn like these fails")
     out.print(f"{data['scenario']}: {data['verdict']}, {data['schedules']} schedules ({data['distinct']} different, "
               f"{data['states']} ends) in {data['seconds']:.1f} s, {data['schedules_per_second']} a second, {data['strategy']}",
               highlight=False)
