@@ -98,14 +98,14 @@ def bench(json_path: str, **given: object) -> int:
 @click.option("--run-dir", metavar="DIR", default="runs", show_default=True, help="Where runs keep what they found.")
 def explore(scenario: str | None, strategy: str, depth: int, schedules: int, seconds: float, cpus: int, checks: int, order: int,
             seed: int, json_path: str, quiet: bool, run_dir: str) -> int:
-    """Run a scenario one CPU at a time, in very many schedules, every end checked."""
+    """Run a SCENARIO, or `all`, one CPU at a time, in very many schedules, every end checked."""
     from stress.exploring.job import Job
     from stress.exploring.main import ExploreOptions, run_explore
 
     if scenario is None:
         from stress.scenarios.registry import SCENARIOS
 
-        raise Misuse(f"pass a SCENARIO: {', '.join(sorted(SCENARIOS))}")
+        raise Misuse(f"pass a SCENARIO or `all`: {', '.join(sorted(SCENARIOS))}")
     job = Job(scenario, order=order, cpus=cpus, strategy=strategy, depth=depth, seed=seed, checks=checks)
     return run_explore(ExploreOptions(job, schedules, seconds, json=json_path, quiet=quiet, run_dir=run_dir))
 

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from stress.exploring.shrink import shrink_in_a_fork
 from stress.exploring.token import Token, fingerprint
 from stress.progress import Line
 from stress.rundir import make_run_dir
-from stress.scenarios.registry import scenario_named
+from stress.scenarios.registry import SCENARIOS, scenario_named
 
+ALL = "all"
+"""Stands for every scenario."""
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 4}
 CLEAN_RUNS_BOUND = 3
 """After n clean runs the chance of a failure is below 3/n, at 95 % (the rule of three)."""
@@ -42,22 +44,52 @@ class ExploreOptions:
 
 
 def run_explore(options: ExploreOptions) -> int:
-    """Explore a scenario, report, return the exit status."""
+    """Explore a scenario, or all of them one after another; report, return the exit status."""
+    job = options.job
+    if job.scenario != ALL:
+        scenario_named(job.scenario)
+    with compile_progress(console(options.quiet)) as progress:
+        link_for(job, None, progress)
+    if job.scenario == ALL:
+        return _explore_all(options)
+    data, explored = _explore(options)
+    write_json(options.json, data)
+    _say(options, data, explored)
+    return EXIT[explored.verdict]
+
+
+def _explore_all(options: ExploreOptions) -> int:
+    """Every scenario for its share of the time; a line each, and a list as JSON."""
+    out = result_console(options.quiet, options.json)
+    share = options.seconds / len(SCENARIOS)
+    rows, worst = [], 0
+    for name in SCENARIOS:
+        data, explored = _explore(replace(options, job=replace(options.job, scenario=name), seconds=share))
+        rows.append(data)
+        worst = max(worst, EXIT[explored.verdict], key=lambda status: (status == 1, status))
+        out.print(f"{explored.verdict:5} {name:40} {data['schedules']:>9} schedules, {data['states']:>5} ends, "
+                  f"{len(data['outcomes'])} outcomes", highlight=False)
+        if explored.failure is not None:
+            _say_failure(data, explored.failure)
+        if explored.interrupted:
+            break
+    write_json(options.json, rows)
+    total, failed = sum(row["schedules"] for row in rows), sum(1 for row in rows if row["verdict"] == "fail")
+    out.print(f"{len(rows)} scenarios, {total} schedules, {failed} with a failure", highlight=False)
+    return worst
+
+
+def _explore(options: ExploreOptions) -> tuple[dict[str, Any], Explored]:
+    """One exploration."""
     job = options.job
     out = console(options.quiet)
-    scenario_named(job.scenario)
-    with compile_progress(out) as progress:
-        link_for(job, None, progress)
     began = time.monotonic()
     explorer = Explorer(job, cells=options.cells, schedules=options.schedules, seconds=options.seconds)
     with Line(out) as progress_line:
         explored = explorer.run(lambda tally: progress_line.say(_line(job, tally)))
     seconds = time.monotonic() - began
     token = _hand_over(options, explored) if explored.failure else None
-    data = summary(job, explored, seconds, token)
-    write_json(options.json, data)
-    _say(options, data, explored)
-    return EXIT[explored.verdict]
+    return summary(job, explored, seconds, token), explored
 
 
 def _line(job: Job, tally: Tally) -> str:
@@ -106,7 +138,10 @@ def _say(options: ExploreOptions, data: dict[str, Any], explored: Explored) -> N
         for name, count in sorted(data["outcomes"].items(), key=lambda item: -item[1]):
             out.print(f"  {count:>10}  {name}", highlight=False)
         return
-    failure = explored.failure
+    _say_failure(data, explored.failure)
+
+
+def _say_failure(data: dict[str, Any], failure: Failure) -> None:
     for line in (f"{failure.kind}: {failure.symptom}",
                  f"after {failure.runs} runs; shrunk to {failure.preemptions} preemptions",
                  f"again: concur-thp replay {data['token']}"):
