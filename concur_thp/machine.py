@@ -33,6 +33,7 @@ from concur_thp.mm.swap_map import init_swap_map
 from concur_thp.mm.swap_state import init_swap_cache
 from concur_thp.mm.thp_sysfs import init_thp
 from concur_thp.mm.vma_prot import init_mmap
+from concur_thp.program.declared import Body, Programs, Result, UserMm, engine
 from concur_thp.sync.lockdep import init_lockdep
 
 _BOOT = (init_mmap, init_pools, init_memory, init_lru, init_thp, init_khugepaged, init_huge_zero, init_swap_map,
@@ -61,11 +62,13 @@ class Machine:
         for name in ("memory", "kernelcore", "swap"):
             if name in sizes:
                 sizes[name] = parse_size(sizes[name])
-        self.config = config or MachineConfig(**sizes)
+        # Who boots by sizes may explore later: what the scheduler notes is only there once it is written.
+        self.config = config or MachineConfig(**{"controlled": True, **sizes})
         if Machine.booted is not None:
             raise Misuse("a machine is already booted in this process: close() it first")
         Param.order = self.config.order
         self.build = build
+        self.programs = Programs(self.config.cpus)
         self._import_kernel()
         if native_code:
             native.link(progress=progress, kind=build)
@@ -83,7 +86,7 @@ class Machine:
     def _import_kernel() -> None:
         """Every module with kernel functions, so that the slots are complete before anything is linked."""
         root = os.path.dirname(__file__)
-        for folder in ("arch", "sync", "mm", "sched"):
+        for folder in ("arch", "sync", "mm", "sched", "program"):
             for name in sorted(os.listdir(os.path.join(root, folder))):
                 if name.endswith(".py") and name != "__init__.py":
                     import_module(f"concur_thp.{folder}.{name[:-3]}")
@@ -143,6 +146,38 @@ class Machine:
         cpu.pid = os.getpid()
         set_current(int(cpu))
         return cpu
+
+    def mm(self) -> UserMm:
+        """A new address space, to map memory in; programs that are declared afterwards run in it."""
+        return self.programs.mm()
+
+    def program(self, body: Body | None = None, *, mm: UserMm | int | None = None, name: str = "") -> Any:
+        """Declare the program of the next CPU, a function of one argument (program/processor.py):
+
+            @m.program
+            def writer(cpu): cpu.store(region, 7)
+
+            m.program(lambda cpu: cpu.madvise(region, "2M", "DONTNEED"), name="zapper")
+
+        `mm`: where it runs, when that is not the newest mm. Misuse when every CPU has a program.
+        """
+        if body is None:
+            return lambda function: self.programs.declare(function, mm, name)
+        return self.programs.declare(body, mm, name)
+
+    def run(self, seconds: float = 60.0) -> Result:
+        """Run the programs freely, each in a process of its own, all at once; workers/programs.py says what comes back."""
+        result: Result = engine("run")(self, self.programs, seconds)
+        return result
+
+    def explore(self, **options: Any) -> Result:
+        """Run the programs again and again, one CPU at a time, in schedules of a strategy. The machine stays as it is.
+
+        strategy="pct", depth=3, schedules=1000, seconds=0 (no limit), seed=1, checks=0, bound=100_000, shrink_seconds=5.0,
+        cells=0 (one on each core), token=None (replay this instead). stress/programs/engine.py says what comes back.
+        """
+        result: Result = engine("explore")(self, self.programs, **options)
+        return result
 
     @property
     def resident(self) -> int:

@@ -36,6 +36,7 @@ from concur_thp.program.access import (
     step_load,
     step_store,
 )
+from concur_thp.program.hinting import change_prot_numa
 from concur_thp.program.physical import (
     frame_counts,
     get_frame,
@@ -253,6 +254,8 @@ def run_physical(cpu: Cpu, row: StepSlot, op: int, a0: int):
     """
     if op == StepOp.pin:
         return step_pin(cpu, a0, row.arg[1], row.arg[2])
+    if op == StepOp.hint:
+        return change_prot_numa(cpu, a0, row.arg[1])
     if op == StepOp.pin_run:
         return step_pin_run(cpu, a0, row.arg[1], row.arg[2] >> PAGE_SHIFT, row.arg[3])
     if op == StepOp.pin_load:

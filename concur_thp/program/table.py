@@ -81,6 +81,7 @@ class StepOp(IntEnum):
     unlock = 43
     pin_run = 44
     poison = 45
+    hint = 46
 
 
 PROTS = {"none": PROT_NONE, "ro": PROT_READ, "rw": PROT_READ | PROT_WRITE}
@@ -169,6 +170,8 @@ STEP_TABLE = (
     StepRow(StepOp.pin_run, ("pin", "page", "pages", "pinning"), "pin a run of pages at once, as pins from that number on",
             "how many, or an error"),
     StepRow(StepOp.poison, ("slot",), "memory failure of the noted frame", "0, -EBUSY, -EHWPOISON"),
+    StepRow(StepOp.hint, ("page", "pages"), "take rights from the entries, as NUMA balancing does; the next access faults",
+            "pages changed, or an error"),
 )
 
 assert [row.op for row in STEP_TABLE] == list(StepOp)
