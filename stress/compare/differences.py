@@ -82,6 +82,11 @@ def _cow_of_shared_thp(s: Situation) -> bool:
     return s.ours.events["wp_huge_copy"] > 0 or s.ours.events["wp_huge_fallback_pages"] > 0
 
 
+def _reuse_of_pinned(s: Situation) -> bool:
+    """A write fault found its page its own alone, while something is pinned."""
+    return s.at > 0 and s.emulator[s.at - 1].events["pins"] > 0 and s.ours.events["wp_reuse"] > 0
+
+
 def _zero_filled_split(s: Situation) -> bool:
     return _split_page(s) and s.at > 0 and s.emulator[s.at - 1].events["empty"] > 0
 
@@ -140,6 +145,10 @@ DIFFERENCES: tuple[Difference, ...] = (
                "commit 3917c80280c9 \"thp: change CoW semantics for anon-THP\" (v5.8); do_huge_pmd_wp_page(): row 18."
                " What is there and what is in it still has to agree",
                _cow_of_shared_thp, ("AnonHugePages", "Shared", "Private", *COUNTERS), lasts=True),
+    Difference("pinned", "a write to a page that was shared once and is pinned: v4.20 counts mappings, and writes to it",
+               "v4.20 reuse_swap_page() asks for the mapcount; since v5.8 (commit 09854ba94c6a \"mm: do_wp_page()"
+               " simplification\") and PageAnonExclusive (v5.19) references count, and one too many means a copy: 6.1, K12",
+               _reuse_of_pinned, ("AnonHugePages", "Shared", "Private", *COUNTERS), lasts=True),
     Difference("huge-zero", "a write to the huge zero page makes a huge page, whatever MADV_NOHUGEPAGE has said since",
                "v4.20 do_huge_pmd_wp_page() asks transparent_hugepage_enabled(vma) and else splits the pmd; since \"mm:"
                " allocate THP on hugezeropage wp-fault\" (v6.13) do_huge_zero_wp_pmd() does not ask",

@@ -88,23 +88,38 @@ def settle(opening: Program, drawn: Iterable[Drawn]) -> Program:
         elif one.op in ("mmap", "mprotect"):
             step = step._replace(arg=one.prot)
         elif one.op == "mremap":
-            if 0 in mapped[task][page : page + count]:
-                continue  # Both say EFAULT, and 4.20 only after it unmapped the destination: nothing left to compare.
+            if len(set(mapped[task][page : page + count]) | {0}) != 2:
+                continue  # No mapping or several: 4.20 refuses when it has unmapped the destination, and no more agrees.
             step = _mremap(step, one)
         _map(mapped[task], step)
         steps.append(step)
     return tuple(steps)
 
 
+MAPPED, HUGE, NOHUGE, LOCKED, MOVED = 1, 2, 4, 8, 16
+PROT_SHIFT = 5
+
+
 def _map(mapped: bytearray, step: Step) -> None:
-    """What is mapped afterwards, roughly: calls that fail are taken to succeed."""
+    """What is mapped afterwards and how, roughly: calls are taken to succeed where there is something."""
     if step.op == "mmap":
-        mapped[step.page : step.end] = b"\1" * step.pages
+        mapped[step.page : step.end] = bytes([MAPPED | step.arg << PROT_SHIFT]) * step.pages
     elif step.op == "munmap":
         mapped[step.page : step.end] = bytes(step.pages)
     elif step.op == "mremap":
+        moved = MOVED if step.arg != step.page else 0
+        kind = mapped[step.page] | moved
         mapped[step.page : step.end] = bytes(step.pages)
-        mapped[step.arg : step.arg + step.arg2] = b"\1" * step.arg2
+        mapped[step.arg : step.arg + step.arg2] = bytes([kind]) * step.arg2
+    elif step.op in KINDS:
+        clear, add = KINDS[step.op]
+        add = add | (step.arg << PROT_SHIFT if step.op == "mprotect" else 0)
+        mapped[step.page : step.end] = bytes(kind and kind & ~clear | add for kind in mapped[step.page : step.end])
+
+
+KINDS = {"huge": (NOHUGE, HUGE), "nohuge": (HUGE, NOHUGE), "mlock": (0, LOCKED), "munlock": (LOCKED, 0),
+         "mprotect": (3 << PROT_SHIFT, 0)}
+"""Operations that change how a page is mapped: what goes, what comes. Neighbours that differ are vmas of their own."""
 
 
 def _mremap(step: Step, one: Drawn) -> Step:

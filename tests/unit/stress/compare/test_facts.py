@@ -10,7 +10,7 @@ from stress.compare.rows import ROWS
 from stress.compare.steps import parse
 
 LOOK = Look(2048, 2048, 0, 2048, 512, 1, 2)
-EVENTS = {"wp_huge_copy": 0, "wp_huge_fallback_pages": 0, "empty": 0}
+EVENTS = {"wp_huge_copy": 0, "wp_huge_fallback_pages": 0, "empty": 0, "pins": 0, "wp_reuse": 0}
 
 
 def seen(result=0, look=LOOK, blocks="H...", events=(), **moved):
