@@ -171,7 +171,10 @@ DIFFERENCES: tuple[Difference, ...] = (
     Difference("mremap-hole", "mremap of nothing, in place and not longer: v4.20 says it is done",
                "v4.20 mremap() looks for the vma only when the mapping grows or moves; since commit 550a7d60bd5e (v5.16)"
                " it does so first, and returns EFAULT",
-               _mremap_of_hole, ("result",)),
+               lambda s: _mremap_of_hole(s) and s.step.arg2 == s.step.pages, ("result",)),
+    Difference("mremap-hole-cut", "the same, and shorter: v4.20 has then unmapped the end of it",
+               "v4.20 mremap() calls do_munmap(addr + new_len) without a look at what is mapped at addr",
+               lambda s: _mremap_of_hole(s) and s.step.arg2 != s.step.pages, EVERYTHING, lasts=True),
     Difference("mremap-refused", "a refused move: v4.20 has unmapped the destination before it looks at the source",
                "v4.20 mremap_to() calls do_munmap(new_addr) before vma_to_resize(); do_mremap() of today looks the vma up"
                " first, and moves several at once (commit d23cb648e365, v6.17). From there on the programs differ",

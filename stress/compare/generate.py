@@ -56,7 +56,7 @@ def _steps(without: frozenset[str]) -> st.SearchStrategy[Drawn]:
 
 
 def settle(opening: Program, drawn: Iterable[Drawn]) -> Program:
-    """Give each step to somebody who is alive."""
+    """Give each step to somebody who is alive, and leave out what nobody can do."""
     steps = list(opening)
     mapped = {0: bytearray(ARENA_PAGES)}
     for step in opening:
@@ -88,7 +88,8 @@ def settle(opening: Program, drawn: Iterable[Drawn]) -> Program:
         elif one.op in ("mmap", "mprotect"):
             step = step._replace(arg=one.prot)
         elif one.op == "mremap":
-            if len(set(mapped[task][page : page + count]) | {0}) != 2:
+            kinds = set(mapped[task][page : page + count])
+            if len(kinds) != 1 or 0 in kinds:
                 continue  # No mapping or several: 4.20 refuses when it has unmapped the destination, and no more agrees.
             step = _mremap(step, one)
         _map(mapped[task], step)
