@@ -91,6 +91,12 @@ def _zero_filled_split(s: Situation) -> bool:
     return _split_page(s) and s.at > 0 and s.emulator[s.at - 1].events["empty"] > 0
 
 
+def _free_of_shared_thp(s: Situation) -> bool:
+    """MADV_FREE split a huge page that others map in part, for a page that they do not map."""
+    split = s.ours.counter("thp_split_page") > s.theirs.counter("thp_split_page")
+    return s.step.op == "free" and split and len(s.ours.looks) > 1
+
+
 def _huge_zero_forbidden(s: Situation) -> bool:
     """A write to the huge zero page where no new huge pages are allowed."""
     after = s.ours.blocks.get(s.step.task, s.before)
@@ -149,6 +155,10 @@ DIFFERENCES: tuple[Difference, ...] = (
                "v4.20 reuse_swap_page() asks for the mapcount; since v5.8 (commit 09854ba94c6a \"mm: do_wp_page()"
                " simplification\") and PageAnonExclusive (v5.19) references count, and one too many means a copy: 6.1, K12",
                _reuse_of_pinned, ("AnonHugePages", "Shared", "Private", *COUNTERS), lasts=True),
+    Difference("free-shared", "MADV_FREE of a page that is its own, in a huge page that others map too: now left alone",
+               "v4.20 madvise_free_pte_range() asks page_mapcount() of the one page, and splits; with folios (v6.5 on) it"
+               " asks whether the whole folio is mapped by others, folio_maybe_mapped_shared() today, and does not",
+               _free_of_shared_thp, ("Rss", "Shared", "Private", *COUNTERS), lasts=True),
     Difference("huge-zero", "a write to the huge zero page makes a huge page, whatever MADV_NOHUGEPAGE has said since",
                "v4.20 do_huge_pmd_wp_page() asks transparent_hugepage_enabled(vma) and else splits the pmd; since \"mm:"
                " allocate THP on hugezeropage wp-fault\" (v6.13) do_huge_zero_wp_pmd() does not ask",
