@@ -54,12 +54,13 @@ class Controlled:
         sched.nr, sched.bound = nr, BOUND
         sched.body, sched.alone = control.control_main.address, control.alone_main.address
         batches.batch.granules = self.snapshot.granules
-        self._progress = mmap.mmap(-1, 16)
-        self.report_to(self._progress)
+        self.progress = mmap.mmap(-1, batches.PROGRESS_BYTES)
+        self.report_to(self.progress)
         redirect(control.control_body, body)
 
     def report_to(self, memory: mmap.mmap) -> None:
-        """Where the seed and the number of the run under way are written."""
+        """Where the seed and the number of the run under way are written; see PROGRESS."""
+        self.progress = memory
         batches.PROGRESS.set(address_of(memory))
 
     def choose(self, strategy: str, depth: int = 3) -> None:

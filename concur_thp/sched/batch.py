@@ -18,8 +18,9 @@ TABLE = 1 << 20
 FULL = TABLE * 3 // 4
 MAX_KINDS = 64
 PROGRESS = Word("sched.progress")
-"""Address of two words outside of the segment: seed and number of the run under way. Whoever watches this process reads them
-when it has died."""
+"""Address of three words outside of the segment: seed and number of the run under way, and sched.longest before it, from which
+pct draws. Whoever watches this process reads them when it has died."""
+PROGRESS_BYTES = 24
 
 
 class Batch(Struct, align=64):
@@ -118,6 +119,7 @@ def run_batch(seed: int, count: int):
         batch.seed = seed + i
         Long(int(PROGRESS)).value = seed + i
         Long(int(PROGRESS) + 8).value = batch.done + 1
+        Long(int(PROGRESS) + 16).value = sched.longest
         verdict = run_once(seed + i)
         after()
         batch.done = batch.done + 1
@@ -135,4 +137,4 @@ def run_batch(seed: int, count: int):
     return count
 
 
-__all__ = ["PROGRESS", "Long", "batch", "run_batch", "state_is_good"]
+__all__ = ["PROGRESS", "PROGRESS_BYTES", "Long", "batch", "run_batch", "state_is_good"]

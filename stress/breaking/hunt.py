@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from concur_thp.rules import rule as data
 from concur_thp.rules.table import VARIANTS
 from concur_thp.rules.variant import Variant
-from stress.exploring.explorer import Explorer, link_for
+from stress.exploring.explorer import Explored, Explorer, link_for
 from stress.exploring.job import Failure, Job, Tally
 from stress.exploring.shrink import shrink_in_a_fork
 from stress.exploring.token import Token
@@ -86,7 +86,8 @@ def hunt(name: str, seed: int, seconds: float, order: int | None = None, tick: C
         if left <= 0 or found.caught:
             break
         this = replace(job, strategy=attempt.strategy, depth=attempt.depth, checks=attempt.checks)
-        explored = Explorer(this, variant, seconds=min(attempt.seconds, left)).run(tick)
+        explored = undisturbed(Explorer(this, variant, seconds=min(attempt.seconds, left)), tick)
+        found.problem = found.problem or explored.outside
         made.append((this, max(explored.tally.seconds, 0.3)))
         found.tries += explored.tally.schedules
         found.seconds = time.monotonic() - began
@@ -99,13 +100,21 @@ def hunt(name: str, seed: int, seconds: float, order: int | None = None, tick: C
     return found
 
 
+def undisturbed(explorer: Explorer, tick: Callable[[Tally], None] | None = None) -> Explored:
+    """One exploration of many; Ctrl-C ends them all."""
+    explored = explorer.run(tick)
+    if explored.interrupted:
+        raise KeyboardInterrupt
+    return explored
+
+
 def control(made: list[tuple[Job, float]], tick: Callable[[Tally], None] | None) -> Failure | None:
     """The same on the real code; None when it stays clean."""
     for job, seconds in made:
-        explored = Explorer(replace(job, variant=""), None, seconds=seconds).run(tick)
+        explored = undisturbed(Explorer(replace(job, variant=""), None, seconds=seconds), tick)
         if explored.failure is not None:
             return explored.failure
     return None
 
 
-__all__ = ["ATTEMPTS", "Hunted", "hunt", "job_for"]
+__all__ = ["ATTEMPTS", "Hunted", "hunt", "job_for", "undisturbed"]

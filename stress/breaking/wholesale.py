@@ -14,6 +14,7 @@ from concur_thp.output import compile_progress, console, result_console, write_j
 from concur_thp.rules.variant import Variant
 from concur_thp.sched.state import sched, sched_steps
 from stress.breaking.cuts import Cut, all_cuts
+from stress.breaking.hunt import undisturbed
 from stress.exploring.cell import Cell
 from stress.exploring.explorer import Explorer, link_for
 from stress.exploring.job import Failure, Job
@@ -91,7 +92,7 @@ def hunt_cut(cut: Cut, scenarios: Iterable[str], seconds: float, seed: int) -> R
     for strategy, depth, checks in ATTEMPTS:
         for name in names:
             job = replace(Job(name, seed=seed), strategy=strategy, depth=depth, checks=checks)
-            explored = Explorer(job, variant, seconds=share).run()
+            explored = undisturbed(Explorer(job, variant, seconds=share))
             if explored.failure is not None:
                 return Result(cut, "caught", name, explored.failure, time.monotonic() - began)
     return Result(cut, "not caught", ", ".join(names), None, time.monotonic() - began)

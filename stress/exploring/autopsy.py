@@ -7,38 +7,71 @@ segment is shared, so the cell reads where the fork stood when it was ended.
 import os
 import signal
 import time
+from dataclasses import dataclass
 
 from concur_thp.arch.cpu import cpus
 from concur_thp.sched.state import Reason, sched, sched_cpus
 from stress.exploring.cell import Cell, where_is
 from stress.exploring.job import Failure, Schedule, Stretch
+from stress.exploring.settle import settle
 
 PATIENCE_SECONDS = 3.0
 """A run of a hundred thousand points takes milliseconds."""
+FOREVER_SECONDS = 1e9
 
 
-def in_a_fork(cell: Cell, seed: int, patience: float = PATIENCE_SECONDS) -> Failure | None:
+@dataclass(frozen=True)
+class Repeat:
+    """What is to be run again."""
+
+    seed: int = 0
+    longest: int = 0
+    """sched.longest before the run: pct's change points depend on it."""
+    runs: int = 1
+    """More than one: the whole exploration up to this run, for strategies whose schedules do not come of a seed."""
+
+
+def in_a_fork(cell: Cell, again: Repeat, patience: float = PATIENCE_SECONDS) -> Failure | None:
     """Run one seed (or the plan, for replay) in a fork; a Failure when that ends or hangs the fork, else None."""
+    sched.longest = again.longest
+    parent = os.getpid()
     child = os.fork()
     if child == 0:
         try:
-            cell.controlled.run(seed, 1)
+            settle(parent)
+            _run(cell, again)
         finally:
             os._exit(0)
-    deadline = time.monotonic() + patience
-    status = None
-    while status is None and time.monotonic() < deadline:
-        done, code = os.waitpid(child, os.WNOHANG)
-        if done:
-            status = code
-        else:
-            time.sleep(0.001)
-    if status is None:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    status = _wait(cell, child, patience)
     failure = _failure(cell, status)
     cell.controlled.restore()
     return failure
+
+
+def _run(cell: Cell, again: Repeat) -> None:
+    if again.runs > 1:
+        cell.explore(again.seed - again.runs + 1, again.runs, time.monotonic() + FOREVER_SECONDS, lambda tally: None)
+    else:
+        cell.controlled.run(again.seed, 1)
+
+
+def _wait(cell: Cell, child: int, patience: float) -> int | None:
+    """The child's status; None when it began no new run for so long, and was ended."""
+    seen, since = b"", time.monotonic()
+    try:
+        while time.monotonic() - since < patience:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                child = 0
+                return status
+            if cell.controlled.progress[:] != seen:
+                seen, since = cell.controlled.progress[:], time.monotonic()
+            time.sleep(0.001)
+        return None
+    finally:
+        if child:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
 
 
 def _failure(cell: Cell, status: int | None) -> Failure | None:
@@ -61,4 +94,4 @@ def _schedule(cell: Cell) -> Schedule:
     return (*cell.schedule(), last)
 
 
-__all__ = ["in_a_fork"]
+__all__ = ["Repeat", "in_a_fork"]

@@ -3,8 +3,6 @@
 A cell that dies or stands still is itself a finding: the run it was at is known, and is looked at again in a fork.
 """
 
-import ctypes
-import faulthandler
 import mmap
 import os
 import signal
@@ -24,10 +22,11 @@ from concur_thp.config import Param
 from concur_thp.errors import EmulatorError
 from concur_thp.machine import Machine
 from concur_thp.rules.variant import Variant
-from stress.exploring.autopsy import in_a_fork
+from concur_thp.sched.batch import PROGRESS_BYTES
+from stress.exploring.autopsy import Repeat, in_a_fork
 from stress.exploring.cell import Cell
 from stress.exploring.job import Failure, Job, Tally
-from workers.launch import PR_SET_PDEATHSIG
+from stress.exploring.settle import settle
 
 TICK_SECONDS = 0.1
 HUNG_SECONDS = 6.0
@@ -35,6 +34,9 @@ HUNG_SECONDS = 6.0
 SEEDS_OF_A_CELL = 1 << 40
 ONE_CELL = ("dfs", "dpor")
 """Strategies that go through schedules in an order: nothing to share out."""
+CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS)
+"""What a run can do to its process; any other signal came from outside."""
+AUTOPSY_SECONDS = 60.0
 
 
 @dataclass
@@ -44,11 +46,13 @@ class Explored:
     tally: Tally
     failure: Failure | None
     interrupted: bool = False
+    outside: str = ""
+    """What others did to a cell, so that the exploration is not whole."""
 
     @property
     def verdict(self) -> str:
         """pass, fail or inconclusive."""
-        return "fail" if self.failure else "inconclusive" if self.interrupted else "pass"
+        return "fail" if self.failure else "inconclusive" if self.interrupted or self.outside else "pass"
 
 
 def link_for(job: Job, variant: Variant | None = None, progress: native.Progress | None = None) -> None:
@@ -74,6 +78,7 @@ class Explorer:
         self._cells: dict[int, tuple[Any, Any, mmap.mmap]] = {}
         self._seen: dict[int, tuple[bytes, float]] = {}
         self._interrupted = False
+        self._outside = ""
 
     def run(self, tick: Callable[[Tally], None] | None = None) -> Explored:
         """Explore until a failure, the end of the schedules or of the time, or Ctrl-C."""
@@ -87,7 +92,7 @@ class Explorer:
             self._end()
             if handler is not None:
                 signal.signal(signal.SIGINT, handler)
-        return Explored(self.total(), failure, self._interrupted)
+        return Explored(self.total(), failure, self._interrupted, self._outside)
 
     def _interrupt(self, *signal_and_frame: object) -> None:
         self._interrupted = True
@@ -103,7 +108,7 @@ class Explorer:
         deadline = time.monotonic() + self.seconds
         for number in range(self.nr):
             receiver, sender = self._context.Pipe(duplex=False)
-            words = mmap.mmap(-1, 16)
+            words = mmap.mmap(-1, PROGRESS_BYTES)
             core = self.cores[number % len(self.cores)]
             arguments = (self, number, core, deadline, sender, words, os.getpid())
             process = self._context.Process(target=_cell, args=arguments, daemon=True)
@@ -148,25 +153,39 @@ class Explorer:
             self._seen[number] = (words[:16], now)
         return now - self._seen[number][1] > HUNG_SECONDS
 
-    def _died(self, number: int, code: int | None, words: mmap.mmap) -> Failure:
-        """A cell is gone in the middle of a run: find out by repeating it in a fork."""
-        seed, runs = struct.unpack("qq", words[:16])
+    def _died(self, number: int, code: int | None, words: mmap.mmap) -> Failure | None:
+        """A cell is gone in the middle of a run: at fault, or killed by others? Found out by repeating the run in a fork."""
+        seed, runs, longest = struct.unpack("qqq", words)
+        text = _death(code)
+        if code is not None and code < 0 and -code not in CRASHES:
+            self._outside = f"a cell {text}, which no run does by itself"
+            return None
         if not runs:
-            raise EmulatorError(f"a cell ended with status {code} before its first run")
+            raise EmulatorError(f"a cell {text} before its first run")
         self._end()
-        receiver, sender = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_autopsy, args=(self.job, self.variant, seed, sender), daemon=True)
-        process.start()
-        sender.close()
-        found = _receive(receiver) if receiver.poll(60) else None
-        process.kill()
-        process.join()
-        failure = found[1] if found and found[0] == "found" else None
+        failure = self._autopsy(seed, runs, longest)
         if failure is None:
-            text = "stood still" if code is None else f"ended with status {code}"
-            failure = Failure("crash", f"the process {text} in the run of seed {seed}, and not when that was repeated")
+            text = f"a cell {text} in the run of seed {seed}, and not when that was repeated"
+            if code is None:
+                self._outside = text
+                return None
+            failure = Failure("crash", text)
         failure.seed, failure.runs = seed, runs
         return failure
+
+    def _autopsy(self, seed: int, runs: int, longest: int) -> Failure | None:
+        again = Repeat(seed, longest, runs if self.job.strategy in ONE_CELL else 1)
+        receiver, sender = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=_autopsy, args=(self.job, self.variant, again, sender, os.getpid()), daemon=True)
+        process.start()
+        sender.close()
+        found = _receive(receiver) if receiver.poll(AUTOPSY_SECONDS) else None
+        process.kill()
+        process.join()
+        receiver.close()
+        if found and found[0] == "error":
+            raise EmulatorError(f"a run could not be looked at again: {found[1]}")
+        return found[1] if found else None
 
     def _end(self) -> None:
         for process, receiver, _ in self._cells.values():
@@ -183,13 +202,10 @@ def _receive(receiver: Any) -> Any:
         return None
 
 
-def settle(parent: int) -> None:
-    """A cell ends with its parent, and leaves Ctrl-C to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    faulthandler.disable()  # A crash here is a finding, told by the parent.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)
+def _death(code: int | None) -> str:
+    if code is None:
+        return "stood still"
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
 
 
 def _cell(explorer: Explorer, number: int, core: int, deadline: float, sender: Any, words: mmap.mmap, parent: int) -> None:
@@ -216,18 +232,17 @@ def _cell(explorer: Explorer, number: int, core: int, deadline: float, sender: A
     os._exit(0)
 
 
-def _autopsy(job: Job, variant: Variant | None, seed: int, sender: Any) -> None:
+def _autopsy(job: Job, variant: Variant | None, again: Repeat, sender: Any, parent: int) -> None:
     """Repeat one run in a fork of a fresh cell."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    faulthandler.disable()
+    settle(parent)
     try:
         with Cell(job) as cell:
             if variant is not None:
                 variant.put()
-            sender.send(("found", in_a_fork(cell, seed)))
+            sender.send(("found", in_a_fork(cell, again)))
     except BaseException:
         sender.send(("error", traceback.format_exc()))
     os._exit(0)
 
 
-__all__ = ["Explored", "Explorer", "link_for", "settle"]
+__all__ = ["Explored", "Explorer", "link_for"]

@@ -12,7 +12,7 @@ from concur_thp.machine import Machine
 from concur_thp.output import compile_progress, console, result_console, write_json, write_text
 from concur_thp.rules.table import VARIANTS
 from concur_thp.rules.variant import Variant
-from stress.exploring.autopsy import in_a_fork
+from stress.exploring.autopsy import Repeat, in_a_fork
 from stress.exploring.cell import Cell
 from stress.exploring.explorer import Explored, Explorer, link_for
 from stress.exploring.job import Failure, Job, Tally
@@ -133,6 +133,8 @@ def _say(options: ExploreOptions, data: dict[str, Any], explored: Explored) -> N
     out.print(f"{data['scenario']}: {data['verdict']}, {data['schedules']} schedules ({data['distinct']} different, "
               f"{data['states']} ends) in {data['seconds']:.1f} s, {data['schedules_per_second']} a second, {data['strategy']}",
               highlight=False)
+    if explored.outside:
+        print(explored.outside, file=sys.stderr)
     if explored.failure is None:
         out.print(what, highlight=False)
         for name, count in sorted(data["outcomes"].items(), key=lambda item: -item[1]):
@@ -191,7 +193,7 @@ def again(cell: Cell, token: Token) -> Failure | None:
     if token.kind in ("crash", "hung"):
         cell.controlled.choose("replay")
         cell.plan(token.job.plan)
-        return in_a_fork(cell, 0)
+        return in_a_fork(cell, Repeat())
     return cell.follow(token.job.plan)
 
 

@@ -16,8 +16,8 @@ from multiprocess import get_context
 from concur_thp.rules.variant import Variant
 from concur_thp.sched.state import Reason
 from stress.exploring.cell import Cell
-from stress.exploring.explorer import settle
 from stress.exploring.job import Failure, Job, Schedule
+from stress.exploring.settle import settle
 from stress.scenarios.registry import scenario_named
 
 TRIES = 3000
