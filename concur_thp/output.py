@@ -69,9 +69,14 @@ def write_json(destination: str, data: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """A file, whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """A file, whole or not at all."""
+    with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
-            file.write(text)
+            file.write(data)
             file.flush()
             os.fchmod(file.fileno(), 0o644)
             os.replace(file.name, path)

@@ -114,14 +114,15 @@ def explore(scenario: str | None, strategy: str, depth: int, schedules: int, sec
 @click.argument("token", metavar="TOKEN|FILE")
 @click.option("--times", type=options.Count(1, 1_000_000, "each is one replay"), default=1, show_default=True,
               help="How often.")
+@click.option("--chart", "draw", is_flag=True, help="Draw what happens, a column for each CPU.")
 @options.json_option()
 @options.quiet_option()
-def replay(token: str, times: int, json_path: str, quiet: bool) -> int:
+def replay(token: str, times: int, draw: bool, json_path: str, quiet: bool) -> int:
     """Run again what a token recorded; 0 when the same happens each time."""
     from stress.exploring.main import run_replay
     from stress.exploring.token import Token
 
-    return run_replay(Token.parse(token), times, json_path, quiet)
+    return run_replay(Token.parse(token), times, json_path, quiet, draw)
 
 
 @click.command(name="break")

@@ -50,9 +50,19 @@ def access_hook(cpu: int, address: int, width: int, kind: int, site: int):
     """
 
 
+@kernel
+@quiet
+def statement_hook(cpu: int, site: int, func: int):
+    """Nothing, until somebody listens to each statement of the traced build.
+
+    Context: before the statement, and before its point.
+    Emulator: where charts hear of what a CPU goes through on its way.
+    """
+
+
 def level(source: Source) -> int:
     """How much of this function is instrumented."""
-    if source.unique.startswith(_UNTOUCHED) or source is access_hook:
+    if source.unique.startswith(_UNTOUCHED) or source in (access_hook, statement_hook):
         return NONE
     return WRITES if source.unique.startswith(_WRITES_ONLY) else POINTS
 
@@ -148,9 +158,24 @@ class CheckedUnit(Unit):
 
 
 class TracedFunction(CheckedFunction):
-    """Checked, and says every access."""
+    """Checked, and says every statement of kernel code and every access."""
 
     traced = True
+
+    def _hook(self, statement: ast.stmt) -> None:
+        docstring = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+        if level(self.unit.source) != NONE and level(self.source) == POINTS and not docstring:
+            function = I64(intrinsics.text_id(self.unit.source.name))
+            self._call(statement_hook, [self._cpu(), I64(site_id(self.source, statement)), function])
+        super()._hook(statement)
+
+    def _bulk(self, callee: Any, args: list[Any]) -> None:
+        super()._bulk(callee, args)
+        if self.level != NONE and callee in (intrinsics.clear_bytes, intrinsics.copy_bytes):
+            size = args[1] if callee is intrinsics.clear_bytes else args[2]
+            self._call(access_hook, [self._cpu(), args[0], size, I64(KIND["write"]), I64(self._site())])
+            if callee is intrinsics.copy_bytes:
+                self._call(access_hook, [self._cpu(), args[1], size, I64(KIND["read"]), I64(self._site())])
 
 
 class TracedUnit(Unit):
@@ -218,4 +243,5 @@ def sites() -> dict[int, Site]:
     return _sites_of(len(Source.every))
 
 
-__all__ = ["DIRTY", "GRANULE_SHIFT", "MAP", "CheckedUnit", "Site", "TracedUnit", "access_hook", "level", "map_dirty", "sites"]
+__all__ = ["DIRTY", "GRANULE_SHIFT", "MAP", "CheckedUnit", "Site", "TracedUnit", "access_hook", "level", "map_dirty", "sites",
+           "statement_hook"]

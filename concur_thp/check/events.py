@@ -79,13 +79,16 @@ def page_events(config: MachineConfig, pfn: int, last: int = 6, huge: int = 1) -
 
 def event_text(config: MachineConfig, event: Record, now: int, with_cpu: bool = False) -> str:
     """One line; `now` is the cycle that times are counted back from."""
-    names = ARGUMENTS.get(event.what, ("a", "b", "c"))
-    values = " ".join(
-        f"{name}={_value(config, name, value)}" for name, value in zip(names, event.values, strict=False)
-    )
+    values = event_values(config, event)
     ago = (now - event.when) * ns_per_cycle() / 1000
     who = f"cpu {event.cpu}  " if with_cpu else ""
     return f"-{ago:12.3f} us  {who}{event.name:<24} {values}"
+
+
+def event_values(config: MachineConfig, event: Record) -> str:
+    """The arguments of an event, by name."""
+    names = ARGUMENTS.get(event.what, ("a", "b", "c"))
+    return " ".join(f"{name}={_value(config, name, value)}" for name, value in zip(names, event.values, strict=False))
 
 
 def _value(config: MachineConfig, name: str, value: int) -> Any:
@@ -101,4 +104,4 @@ def _value(config: MachineConfig, name: str, value: int) -> Any:
     return value if name in DECIMAL else f"{value:#x}"
 
 
-__all__ = ["ARGUMENTS", "Record", "event_text", "page_events", "ring_events"]
+__all__ = ["ARGUMENTS", "Record", "event_text", "event_values", "page_events", "ring_events"]

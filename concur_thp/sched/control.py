@@ -331,6 +331,7 @@ def run_once(seed: int):
     sched.stretches = 0
     sched.logged = 0
     sched.accesses = 0
+    sched.statements = 0
     sched.verdict = 0
     sched.diverged = -1
     prepare(seed)

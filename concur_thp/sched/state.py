@@ -79,6 +79,7 @@ class Sched(Struct, align=64):
     stepping = field(I32, "const", "1 to write every point into sched_steps")
     logged = field(I64, "owner", "rows of sched_steps")
     accesses = field(I64, "owner", "rows of sched_accesses")
+    statements = field(I64, "owner", "rows of sched_statements")
     body = field(I64, "const", "address of the native function that a CPU runs")
     alone = field(I64, "const", "the same for run_alone()")
     longest = field(I64, "owner", "most steps of a run so far")
@@ -119,8 +120,22 @@ class Access(Struct, size=48):
     kind = field(I32, "owner", "checked.KIND; + 16 when the field is atomic")
     address = field(I64, "owner", "where, in this process")
     width = field(I32, "owner", "bytes")
+    stretch = field(I32, "owner", "rows of sched_log before it")
     step = field(I64, "owner", "rows of sched_steps before it")
     site = field(I64, "owner", "number of its statement")
+    value = field(I64, "owner", "what was there; 0 for what is wider than a word")
+
+
+class Statement(Struct, size=48):
+    """A statement that a CPU began in the traced build."""
+
+    cpu = field(I32, "owner", "which CPU")
+    stretch = field(I32, "owner", "rows of sched_log before it")
+    site = field(I64, "owner", "number of the statement")
+    func = field(I64, "owner", "the kernel function it was compiled into")
+    row = field(I64, "owner", "cpu.row")
+    accesses = field(I64, "owner", "rows of sched_accesses before it")
+    events = field(I64, "owner", "events of the CPU's ring before it")
 
 
 MAX_STEPS_LOGGED = 1 << 16
@@ -130,6 +145,8 @@ sched_log = SharedArray("sched_log", Stretch, lambda c: MAX_STRETCHES if c.contr
 sched_plan = SharedArray("sched_plan", Stretch, lambda c: MAX_STRETCHES if c.controlled else 1)
 sched_steps = SharedArray("sched_steps", Step, lambda c: MAX_STEPS_LOGGED if c.controlled else 1)
 sched_accesses = SharedArray("sched_accesses", Access, lambda c: MAX_STEPS_LOGGED * 4 if c.controlled else 1)
+sched_statements = SharedArray("sched_statements", Statement, lambda c: MAX_STEPS_LOGGED * 4 if c.controlled else 1)
 
-__all__ = ["MAX_CHANGES", "MAX_STEPS_LOGGED", "MAX_STRETCHES", "Access", "Reason", "Sched", "SchedCpu", "Status", "Step",
-           "Stretch", "Verdict", "sched", "sched_accesses", "sched_cpus", "sched_log", "sched_plan", "sched_steps"]
+__all__ = ["MAX_CHANGES", "MAX_STEPS_LOGGED", "MAX_STRETCHES", "Access", "Reason", "Sched", "SchedCpu", "Statement", "Status",
+           "Step", "Stretch", "Verdict", "sched", "sched_accesses", "sched_cpus", "sched_log", "sched_plan", "sched_statements",
+           "sched_steps"]

@@ -1,35 +1,62 @@
 """The story of a run that was stepped through in the traced build: which CPU ran which statement, in order, on what words.
 
-A point stands before its statement. A CPU that was stopped at a point runs the statement when it goes on, so that is where
-the statement stands here. Statements that touch a word which another CPU also touches, one of them writing, are what
-the run is about; the others are the way there.
+A line is a statement of a kernel function; what inline functions and locks do for it belongs to it. A line that was
+under way when its CPU was stopped goes on later: the stretch of a touch says when, not that of its line.
 """
 
+import functools
+from bisect import bisect_right
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from concur_thp.arch.checked import KIND, Site, sites
-from concur_thp.arch.linker import texts
+from concur_thp.arch.linker import Source, texts
+from concur_thp.arch.trace import RING_EVENTS
+from concur_thp.check.events import Record, ring_events
 from concur_thp.check.views import view
 from concur_thp.config import MachineConfig
-from concur_thp.sched.state import Reason, sched, sched_accesses, sched_log, sched_steps
-from concur_thp.trace.places import place_name
+from concur_thp.sched.accesses import value_at
+from concur_thp.sched.state import Reason, Verdict, sched, sched_accesses, sched_log, sched_statements
+from concur_thp.trace.places import LOCK_BITS, Name, Namer, change_text
 
 NAMES = {number: name for name, number in KIND.items()}
 READS = (KIND["load"], KIND["read"])
 ATOMIC = 16
-UNINTERESTING = ("cpus[", "rings[", "dep_classes[", "lockdep", "sched", "step_", "percpu[", "system", "arena")
-"""Places that say nothing about the kernel: a CPU's own, and the test's."""
+OUTSIDE = "user code"
+UNKNOWN = Site(OUTSIDE, "", 0, "")
+MOST_ACCESSES = 40_000
+"""A run that goes round in circles has told its story by then."""
 
 
-class Touch(NamedTuple):
+@dataclass
+class Touch:
     """One access."""
 
+    number: int
     address: int
+    width: int
     kind: str
     writes: bool
-    atomic: bool
+    site: int
+    stretch: int
+    before: int
+    after: int | None = None
+    """What was written, None for reads."""
+    name: Name = Name("", 0, "number")
+    decisive: bool = False
+    """Another CPU's access of the same word comes before or after it, one of the two a write."""
+
+    @property
+    def changes(self) -> bool:
+        """Did it leave another value than it found?"""
+        return self.after is not None and self.after != self.before
+
+    @property
+    def text(self) -> str:
+        """What it did."""
+        whole = self.name.text.partition(",")[0]
+        return change_text(self.name, self.before, self.after) if self.width <= 8 else f"{whole} {self.width} bytes"
 
 
 @dataclass
@@ -38,17 +65,33 @@ class Line:
 
     number: int
     cpu: int
-    site: int
+    stretch: int
     where: Site
     function: str
-    """Kernel function it was in; `where.function` may be an inline one."""
+    """The kernel function that it was compiled into."""
     row: int
+    callers: tuple[str, ...] = ()
+    """Kernel functions that it is called by, outermost first."""
     touches: list[Touch] = field(default_factory=list)
-    shared: list[str] = field(default_factory=list)
-    """Names of the words that another CPU touches too, one of the two writing."""
-    stretch: int = 0
-    resumed: bool = False
-    """It was about to run this when another CPU was let go on."""
+    begins: int = 0
+    """Accesses before it."""
+    events: list[Record] = field(default_factory=list)
+    """Tracepoints that it passed."""
+
+    @property
+    def decisive(self) -> list[Touch]:
+        """Its touches that matter to another CPU."""
+        return [touch for touch in self.touches if touch.decisive]
+
+
+@dataclass
+class Stop:
+    """Why a stretch of a CPU ended, and before which statement."""
+
+    cpu: int
+    reason: str
+    where: Site
+    steps: int
 
 
 @dataclass
@@ -57,83 +100,152 @@ class Story:
 
     lines: list[Line]
     nr_cpus: int
-    endings: list[tuple[int, str]]
-    """Each stretch's CPU, and why it ended."""
-    names: dict[int, str] = field(default_factory=dict)
+    stops: list[Stop]
+    """One for each stretch."""
+    namer: Namer
+    verdict: Verdict = Verdict.FINISHED
+    steps: dict[int, str] = field(default_factory=dict)
+    """Rows of the programs, as text."""
 
     def conflicts(self) -> list[Line]:
         """The lines that touch what another CPU touches too."""
-        return [line for line in self.lines if line.shared]
+        return [line for line in self.lines if line.decisive]
 
 
-UNKNOWN = Site("?", "", 0, "?")
+def read_story(config: MachineConfig, namer: Namer | None = None, steps: dict[int, str] | None = None,
+               edited: dict[int, Site] | None = None) -> Story:
+    """The story of the run that the scheduler has just stepped through. `edited`: statements that are not in the source."""
+    known = {**sites(), **(edited or {})}
+    stops = [Stop(row.cpu, Reason(row.reason).name.lower(), known.get(row.site, UNKNOWN), row.steps)
+             for row in (sched_log[i] for i in range(sched.stretches))]
+    namer = namer or Namer(config)
+    touches = _touches()
+    _values(touches)
+    namer.learn((t.address, t.after) for _, t in touches if t.after is not None and t.width == 8)
+    with suppress(Exception):  # Broken code may have left anything; names are then what they were before.
+        namer.look()
+    for _, touch in touches:
+        touch.name = namer.name(touch.address)
+    _mark(config, touches)
+    return Story(_lines(touches, known), sched.nr, stops, namer, Verdict(sched.verdict), steps or {})
 
 
-def read_story(config: MachineConfig) -> Story:
-    """The story of the run that the scheduler has just stepped through in this process."""
-    steps = view(sched_steps, max(sched.logged, 1))[:sched.logged]
-    rows = [(int(c), int(s), int(f), int(r)) for c, s, f, r in zip(steps["cpu"], steps["site"], steps["func"], steps["row"],
-                                                                  strict=True)]
-    stretches = [(int(sched_log[i].cpu), int(sched_log[i].reason), int(sched_log[i].steps)) for i in range(sched.stretches)]
-    lines = list(_in_order(rows, stretches))
-    _give_touches(lines, rows)
-    story = Story(lines, sched.nr, [(cpu, Reason(reason).name.lower()) for cpu, reason, _ in stretches])
-    _find_shared(story, config)
-    return story
+def _touches() -> list[tuple[int, Touch]]:
+    """Every access, with its CPU, in order."""
+    rows = view(sched_accesses, max(sched.accesses, 1))[:min(sched.accesses, MOST_ACCESSES)]
+    columns = [rows[name].tolist() for name in ("cpu", "address", "width", "kind", "site", "stretch", "value")]
+    return [(cpu, Touch(number, address, width, NAMES[kind % ATOMIC], kind % ATOMIC not in READS, site, stretch, value))
+            for number, (cpu, address, width, kind, site, stretch, value) in enumerate(zip(*columns, strict=True))]
 
 
-def _in_order(rows: list[tuple[int, int, int, int]], stretches: list[tuple[int, int, int]]) -> Iterable[Line]:
-    """Statements in the order in which they ran."""
-    known, functions = sites(), texts()
+def _values(touches: list[tuple[int, Touch]]) -> None:
+    """What was written is what the next access finds, or what is there at the end."""
+    following: dict[int, int] = {}
+    for _, touch in reversed(touches):
+        if touch.width > 8:
+            for address in range(touch.address, touch.address + touch.width, 8):
+                following.pop(address, None)
+            continue
+        if touch.writes:
+            found = following.get(touch.address)
+            touch.after = value_at(touch.address, touch.width) if found is None else found
+        following[touch.address] = touch.before
+
+
+def _mark(config: MachineConfig, touches: list[tuple[int, Touch]]) -> None:
+    """The last access of one CPU and the first of the next to the same word are decisive, if one of them writes."""
+    last: dict[int, tuple[int, Touch]] = {}
+    wrote: dict[int, tuple[int, Touch]] = {}
+    for cpu, touch in touches:
+        for key in _keys(config, touch):
+            for before in (last.get(key), wrote.get(key)):
+                meet = before is not None and before[0] != cpu and (before[1].writes or touch.writes)
+                if before is not None and meet and touch.name.weight:
+                    touch.decisive = before[1].decisive = True
+            last[key] = (cpu, touch)
+            if touch.writes and touch.after != touch.before:
+                wrote[key] = (cpu, touch)
+
+
+def _keys(config: MachineConfig, touch: Touch) -> Iterable[int]:
+    """The words that an access touches. PG_locked changes too often to say anything: that is what lock lines are for."""
+    if touch.name.kind == "flags" and touch.after is not None and (touch.before ^ touch.after) & ~LOCK_BITS == 0:
+        return ()
+    return range(touch.address, touch.address + max(touch.width, 1), 8)
+
+
+@functools.cache
+def _calls() -> dict[str, set[str]]:
+    """Kernel and inline function -> those that it names."""
+    found: dict[str, set[str]] = {}
+    for source in Source.every:
+        code = source.function.__code__
+        things = [source.namespace.get(name) for name in (*code.co_names, *code.co_freevars)]
+        found.setdefault(source.name, set()).update(thing.name for thing in things if isinstance(thing, Source))
+    return found
+
+
+@functools.cache
+def reached(function: str) -> frozenset[str]:
+    """Every function that this one comes to, through whatever it calls."""
+    calls, found, more = _calls(), {function}, [function]
+    while more:
+        new = calls.get(more.pop(), set()) - found
+        found |= new
+        more += new
+    return frozenset(found)
+
+
+def _lines(touches: list[tuple[int, Touch]], known: dict[int, Site]) -> list[Line]:
+    """Statements of kernel functions in the order in which they began, with what they touched."""
+    functions = texts()
+    rows = view(sched_statements, max(sched.statements, 1))[:sched.statements]
+    columns = [rows[name].tolist() for name in ("cpu", "stretch", "site", "func", "row", "accesses", "events")]
+    lines: list[Line] = []
+    rings: dict[int, list[int]] = {}
+    stacks: dict[int, list[Line]] = {cpu: [] for cpu in range(sched.nr)}
     at = 0
-    waiting: dict[int, int] = {}
 
-    def line(number: int, stretch: int, resumed: bool) -> Line:
-        cpu, site, func, row = rows[number]
-        return Line(number, cpu, site, known.get(site, UNKNOWN), functions.get(func, "?"), row, [], [], stretch, resumed)
+    def give(until: int) -> None:
+        nonlocal at
+        for cpu, touch in touches[at:until]:
+            if stacks[cpu]:
+                stacks[cpu][-1].touches.append(touch)
+        at = until
 
-    for stretch, (cpu, reason, passed) in enumerate(stretches):
-        if cpu in waiting:
-            yield line(waiting.pop(cpu), stretch, True)
-        last = min(at + passed, len(rows))
-        for number in range(at, last):
-            if number == last - 1 and reason == Reason.PREEMPT:
-                waiting[cpu] = number
-            else:
-                yield line(number, stretch, False)
-        at = last
-
-
-def _give_touches(lines: list[Line], rows: list[tuple[int, int, int, int]]) -> None:
-    """Each access belongs to the last point that its CPU had passed."""
-    by_step = {line.number: line for line in lines}
-    last: dict[int, int] = {}
-    at = 0
-    for number in range(sched.accesses):
-        access = sched_accesses[number]
-        while at < min(access.step, len(rows)):
-            last[rows[at][0]] = at
-            at += 1
-        line = by_step.get(last.get(int(access.cpu), -1))
-        if line is not None:
-            kind = int(access.kind) % ATOMIC
-            line.touches.append(Touch(int(access.address), NAMES[kind], kind not in READS, int(access.kind) >= ATOMIC))
-
-
-def _find_shared(story: Story, config: MachineConfig) -> None:
-    """Which words are touched by more than one CPU, and written by one of them?"""
-    users: dict[int, set[int]] = {}
-    writers: dict[int, set[int]] = {}
-    for line in story.lines:
-        for touch in line.touches:
-            users.setdefault(touch.address, set()).add(line.cpu)
-            if touch.writes:
-                writers.setdefault(touch.address, set()).add(line.cpu)
-    fought = {address for address, cpus in users.items() if len(cpus) > 1 and writers.get(address)}
-    story.names = {address: place_name(config, address) for address in fought}
-    story.names = {address: name for address, name in story.names.items() if not name.startswith(UNINTERESTING)}
-    for line in story.lines:
-        line.shared = list(dict.fromkeys(story.names[t.address] for t in line.touches if t.address in story.names))
+    for cpu, stretch, site, func, row, accesses, events in zip(*columns, strict=True):
+        if accesses > len(touches):
+            break
+        give(accesses)
+        where, function, stack = known.get(site, UNKNOWN), functions.get(func, "?"), stacks[cpu]
+        names = [line.function for line in stack]
+        if row != (stack[-1].row if stack else row):
+            stack.clear()
+            names = []
+        while stack and function not in names and function not in reached(stack[-1].function):
+            stack.pop()  # It has returned: nothing that it calls comes to this.
+        if function in names:
+            del stack[names.index(function) + 1:]
+            if where.function != function:
+                continue  # An inline function at work for the statement that is under way.
+            stack.pop()
+        line = Line(len(lines), cpu, stretch, where, function, row, tuple(one.function for one in stack), begins=accesses)
+        rings.setdefault(cpu, []).append(events)
+        lines.append(line)
+        stack.append(line)
+    give(len(touches))
+    _give_events(lines, rings)
+    return lines
 
 
-__all__ = ["Line", "Story", "Touch", "read_story"]
+def _give_events(lines: list[Line], rings: dict[int, list[int]]) -> None:
+    """The tracepoints of each CPU, to the statements during which they came."""
+    for cpu, starts in rings.items():
+        mine = [line for line in lines if line.cpu == cpu]
+        for event in ring_events(cpu, RING_EVENTS):
+            at = bisect_right(starts, event.number) - 1
+            if at >= 0:
+                mine[at].events.append(event)
+
+
+__all__ = ["OUTSIDE", "Line", "Stop", "Story", "Touch", "read_story"]

@@ -1,6 +1,7 @@
 """`concur-thp break ID...` and `break --all`: break rules on purpose, one variant after another, and say what noticed."""
 
 import statistics
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,11 +9,12 @@ from rich.table import Table
 
 from concur_thp.errors import Misuse
 from concur_thp.machine import Machine
-from concur_thp.output import compile_progress, console, result_console, write_json, write_text
+from concur_thp.output import compile_progress, console, result_console, write_json
 from concur_thp.rules import rule as data
 from concur_thp.rules.table import RULES, variants_named
 from stress.breaking.hunt import Hunted, hunt, job_for
 from stress.exploring.explorer import link_for
+from stress.exploring.handover import tell, write_all
 from stress.progress import Line
 from stress.rundir import make_run_dir
 from stress.scenarios.registry import SCENARIOS
@@ -47,7 +49,7 @@ def run_break(options: BreakOptions) -> int:
             one = hunt(row.id, options.seed, options.seconds, options.order,
                        lambda tally, what=what: progress_line.say(f"{what}: {tally.schedules} schedules"))  # type: ignore[misc]
             hunted.append(one)
-            _keep(run_dir, one)
+            drawn = _keep(run_dir, one)
             if len(rows) > 1:
                 result.print(line(one), highlight=False, markup=False, soft_wrap=True)
     rows_json = [one.json for one in hunted]
@@ -55,6 +57,7 @@ def run_break(options: BreakOptions) -> int:
     write_json(options.json, rows_json if options.everything or len(rows) > 1 else rows_json[0])
     if len(rows) == 1:
         result.print(whole(hunted[0]))
+        result.out(f"\n{drawn}", highlight=False)
     else:
         result.print(total(hunted), highlight=False, soft_wrap=True)
     return 0 if all(good(one) for one in hunted) else 1
@@ -80,12 +83,16 @@ def good(one: Hunted) -> bool:
     return bool(one.control_clean) and one.caught != one.variant.equivalent
 
 
-def _keep(run_dir: Path, one: Hunted) -> None:
-    if one.failure is not None:
-        folder = run_dir / one.id
-        folder.mkdir()
-        write_text(folder / "token.txt", f"{one.token}\n")
-        write_text(folder / "report.txt", f"{one.failure.kind}: {one.failure.symptom}\n\n{one.failure.report}\n")
+def _keep(run_dir: Path, one: Hunted) -> str:
+    """Everything about a failure, in a directory of its own; returns its chart."""
+    if one.failure is None or one.token is None:
+        return ""
+    told = tell(one.token, one.failure)
+    folder = run_dir / one.id
+    folder.mkdir()
+    for problem in write_all(folder, told, one.json, f"break {one.id}"):
+        print(f"not kept: {problem}", file=sys.stderr)
+    return told.chart
 
 
 def line(one: Hunted) -> str:

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 
 from concur_thp.arch import native
 from concur_thp.arch.bug import describe_bug
-from concur_thp.arch.checked import access_hook
 from concur_thp.arch.cpu import NR_VMSTAT, Cpu, cpus
-from concur_thp.arch.linker import SLOTS, kernel, redirect, texts
+from concur_thp.arch.linker import kernel, texts
 from concur_thp.arch.system import system
 from concur_thp.check.audit import audit
 from concur_thp.check.dump import report_text
@@ -21,12 +20,10 @@ from concur_thp.config import MachineConfig
 from concur_thp.machine import Machine
 from concur_thp.program.rows import CHECK, SETUP, run_program, run_rows
 from concur_thp.program.step import parse_program
-from concur_thp.sched.accesses import note_access
 from concur_thp.sched.batch import batch, state_is_good
 from concur_thp.sched.snapshot import SEGMENT
 from concur_thp.sched.state import Status, Verdict, sched, sched_cpus, sched_log, sched_plan
 from concur_thp.trace.places import place_name
-from concur_thp.trace.story import Story, read_story
 from stress.exploring.job import KINDS, Failure, Job, Schedule, Stretch, Tally
 from stress.scenarios.arena import arena, arena_clear, arena_empty
 from stress.scenarios.play import Rounds, machine_config, prepare
@@ -162,22 +159,6 @@ class Cell:
             row = sched_plan[number]
             row.cpu, row.reason, row.steps, row.site = stretch
         sched.expected = len(schedule)
-
-    def tell(self, schedule: Schedule) -> Story:
-        """Step through a schedule in the traced build and read what happened. The machine is restored."""
-        kept = SLOTS[access_hook.slot]
-        redirect(access_hook, note_access)
-        sched.stepping = 1
-        try:
-            self.controlled.choose("replay", self.job.depth)
-            self.plan(schedule)
-            self.controlled.run(0, 1)
-        finally:
-            sched.stepping = 0
-            SLOTS[access_hook.slot] = kept
-        story = read_story(self.machine.config)
-        self.controlled.restore()
-        return story
 
     def follow(self, schedule: Schedule, strategy: str = "replay") -> Failure | None:
         """Run one schedule; None when it ends well. The machine is restored."""

@@ -9,15 +9,15 @@ from typing import Any
 
 from concur_thp.errors import Misuse
 from concur_thp.machine import Machine
-from concur_thp.output import compile_progress, console, result_console, write_json, write_text
-from concur_thp.rules.table import VARIANTS
-from concur_thp.rules.variant import Variant
+from concur_thp.output import compile_progress, console, result_console, write_json
 from stress.exploring.autopsy import Repeat, in_a_fork
 from stress.exploring.cell import Cell
 from stress.exploring.explorer import Explored, Explorer, link_for
+from stress.exploring.handover import Told, tell, write_all
 from stress.exploring.job import Failure, Job, Tally
 from stress.exploring.shrink import shrink_in_a_fork
 from stress.exploring.token import Token, fingerprint
+from stress.exploring.variants import variant_of
 from stress.progress import Line
 from stress.rundir import make_run_dir
 from stress.scenarios.registry import SCENARIOS, scenario_named
@@ -88,26 +88,40 @@ def _explore(options: ExploreOptions) -> tuple[dict[str, Any], Explored]:
     with Line(out) as progress_line:
         explored = explorer.run(lambda tally: progress_line.say(_line(job, tally)))
     seconds = time.monotonic() - began
-    token = _hand_over(options, explored) if explored.failure else None
-    return summary(job, explored, seconds, token), explored
+    told = _shrunk(options, explored) if explored.failure else None
+    data = summary(job, explored, seconds, told.token if told else None)
+    if told is not None:
+        _keep(options, data, told)
+        if told.chart and not options.quiet:
+            print(f"\n{told.chart}\n", file=sys.stderr)
+    return data, explored
 
 
 def _line(job: Job, tally: Tally) -> str:
     return f"{job.scenario}: {tally.schedules} schedules, {tally.distinct} different, {tally.states} ends"
 
 
-def _hand_over(options: ExploreOptions, explored: Explored) -> Token:
-    """Shrink the failure, keep it in a run directory, and give its token."""
+def _shrunk(options: ExploreOptions, explored: Explored) -> Told:
+    """Shrink the failure, and tell it."""
     failure = explored.failure
     assert failure is not None
     job, small = shrink_in_a_fork(options.job, None, failure, options.shrink_seconds)
     explored.failure = small
     small.seconds, small.runs = failure.seconds, failure.runs
-    token = Token.of(job, small)
-    run_dir = make_run_dir(Path(options.run_dir), f"explore-{job.scenario}")
-    write_text(run_dir / "token.txt", f"{token}\n")
-    write_text(run_dir / "report.txt", f"{small.kind}: {small.symptom}\n\n{small.report}\n")
-    return token
+    return tell(Token.of(job, small), small)
+
+
+def _keep(options: ExploreOptions, data: dict[str, Any], told: Told) -> None:
+    """The run directory. Where none can be made, the failure is told on the terminal all the same."""
+    name = f"explore-{options.job.scenario}"
+    try:
+        run_dir = make_run_dir(Path(options.run_dir), name)
+    except Misuse as error:
+        print(f"not kept: {error}", file=sys.stderr)
+        return
+    data["run_dir"] = str(run_dir)
+    for problem in write_all(run_dir, told, data, name):
+        print(f"not kept: {problem}", file=sys.stderr)
 
 
 def summary(job: Job, explored: Explored, seconds: float, token: Token | None) -> dict[str, Any]:
@@ -123,7 +137,7 @@ def summary(job: Job, explored: Explored, seconds: float, token: Token | None) -
             "steps": tally.steps, "states": tally.states, "seconds": round(seconds, 3),
             "schedules_per_second": round(per_second), "exhausted": tally.exhausted, "outcomes": tally.outcomes,
             "bound": CLEAN_RUNS_BOUND / tally.schedules if tally.schedules and not failure else None,
-            "token": str(token) if token else None, "violations": violations}
+            "token": str(token) if token else None, "violations": violations, "run_dir": None}
 
 
 def _say(options: ExploreOptions, data: dict[str, Any], explored: Explored) -> None:
@@ -146,12 +160,12 @@ def _say(options: ExploreOptions, data: dict[str, Any], explored: Explored) -> N
 def _say_failure(data: dict[str, Any], failure: Failure) -> None:
     for line in (f"{failure.kind}: {failure.symptom}",
                  f"after {failure.runs} runs; shrunk to {failure.preemptions} preemptions",
-                 f"again: concur-thp replay {data['token']}"):
+                 f"again: concur-thp replay {data['token']}", *([f"kept in {data['run_dir']}"] if data["run_dir"] else [])):
         print(line, file=sys.stderr)
 
 
-def run_replay(token: Token, times: int, json: str, quiet: bool) -> int:
-    """Run a token's schedule again and again; 0 when each time the same happened."""
+def run_replay(token: Token, times: int, json: str, quiet: bool, draw: bool = False) -> int:
+    """Run a token's schedule again and again; 0 when each time the same happened. `draw`: print its chart, too."""
     out = console(quiet)
     Machine._import_kernel()
     variant = variant_of(token.job)
@@ -174,18 +188,12 @@ def run_replay(token: Token, times: int, json: str, quiet: bool) -> int:
     result = result_console(quiet, json)
     for text, count in ends.items():
         result.print(f"{count} of {times}: {text}", highlight=False)
+    if draw:
+        told = tell(token)
+        (sys.stderr if json == "-" else sys.stdout).write(f"\n{told.chart or 'the run could not be told, see the log'}\n")
     if data["code_changed"] and same < times:
         print("the kernel's code has changed since this was recorded", file=sys.stderr)
     return 0 if same == times else 1
-
-
-def variant_of(job: Job) -> Variant | None:
-    """The broken code of a job."""
-    if not job.variant:
-        return None
-    if job.variant not in VARIANTS:
-        raise Misuse(f"the token is of the broken variant {job.variant}, which this version does not have")
-    return Variant(VARIANTS[job.variant][1].edits, job.variant, job.build)
 
 
 def again(cell: Cell, token: Token) -> Failure | None:
@@ -197,4 +205,4 @@ def again(cell: Cell, token: Token) -> Failure | None:
     return cell.follow(token.job.plan)
 
 
-__all__ = ["ExploreOptions", "again", "run_explore", "run_replay", "variant_of"]
+__all__ = ["ExploreOptions", "again", "run_explore", "run_replay"]

@@ -62,6 +62,9 @@ class Rounds:
         self.scenario = scenario
         places = load_programs(programs)
         self.rows = max(place.stop for place in places.values())
+        self.texts = {row: str(step) for number, program in programs.items()
+                      for row, step in enumerate(program, places[number].start)}
+        """What each row is, for reports."""
         self.labels: list[tuple[str, int]] = []
         self.silent: list[tuple[str, int]] = []
         for number, program in programs.items():
