@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -15,36 +15,6 @@ from concur_thp.mm.vmstat import Stat, vmstat
 REFRESH_SECONDS = 0.25
 
 
-class Progress:
-    """Live figures of a run: operations a second, huge pages, splits, collapses, contended locks."""
-
-    def __init__(self, out: Console, title: str):
-        self._live = Live(console=out, transient=True, auto_refresh=False) if sys.stderr.isatty() else None
-        self._title, self._start, self._next = title, time.monotonic(), 0.0
-        self._last = (self._start, operations_done())
-
-    def __enter__(self) -> "Progress":
-        if self._live:
-            self._live.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self._live:
-            self._live.__exit__(None, None, None)
-
-    def tick(self) -> None:
-        """Called often; redraws now and then."""
-        now = time.monotonic()
-        if self._live is None or now < self._next:
-            return
-        self._next = now + REFRESH_SECONDS
-        done = operations_done()
-        rate = (done - self._last[1]) / max(now - self._last[0], 1e-6)
-        self._last = (now, done)
-        self._live.update(Text(f"{self._title}  {now - self._start:5.1f} s  {rate / 1e6:6.2f} M ops/s  {figures()}"),
-                          refresh=True)
-
-
 class Line:
     """One line on a terminal, rewritten now and then; nothing in a pipe. No thread: processes are forked meanwhile."""
 
@@ -52,7 +22,7 @@ class Line:
         self._live = Live(console=out, transient=True, auto_refresh=False) if sys.stderr.isatty() and not out.quiet else None
         self._next = 0.0
 
-    def __enter__(self) -> "Line":
+    def __enter__(self) -> Self:
         if self._live:
             self._live.__enter__()
         return self
@@ -61,12 +31,33 @@ class Line:
         if self._live:
             self._live.__exit__(None, None, None)
 
+    def due(self) -> bool:
+        """Is it time to redraw?"""
+        return self._live is not None and time.monotonic() >= self._next
+
     def say(self, text: str) -> None:
-        """Show this instead of what stands there."""
-        now = time.monotonic()
-        if self._live and now >= self._next:
-            self._next = now + REFRESH_SECONDS
+        """Show this instead of what stands there, if it is time."""
+        if self._live and self.due():
+            self._next = time.monotonic() + REFRESH_SECONDS
             self._live.update(Text(text, overflow="ellipsis", no_wrap=True), refresh=True)
+
+
+class Progress(Line):
+    """Live figures of a run: operations a second, huge pages, splits, collapses, contended locks."""
+
+    def __init__(self, out: Console, title: str):
+        super().__init__(out)
+        self._title, self._start = title, time.monotonic()
+        self._last = (self._start, operations_done())
+
+    def tick(self) -> None:
+        """Called often; redraws now and then."""
+        if self.due():
+            now = time.monotonic()
+            done = operations_done()
+            rate = (done - self._last[1]) / max(now - self._last[0], 1e-6)
+            self._last = (now, done)
+            self.say(f"{self._title}  {now - self._start:5.1f} s  {rate / 1e6:6.2f} M ops/s  {figures()}")
 
 
 def operations_done() -> int:
