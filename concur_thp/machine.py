@@ -16,6 +16,7 @@ from concur_thp.arch.builtins import set_current
 from concur_thp.arch.checked import map_dirty
 from concur_thp.arch.cpu import Cpu, CpuState, cpus
 from concur_thp.arch.futex import init_timespecs
+from concur_thp.arch.guards import GUARDED
 from concur_thp.arch.linker import Kernel, redirect
 from concur_thp.arch.listen import LISTEN_ACCOUNT, LISTEN_CHAOS, LISTEN_CHECK, check_hook
 from concur_thp.arch.system import bind, layout, system
@@ -119,8 +120,10 @@ class Machine:
         for number in range(self.config.cpus):
             self._boot_cpu(cpus[number], number)
         set_current(int(cpus[0]))
+        GUARDED.set(0)
         for boot in _BOOT:
             boot(self.config)
+        GUARDED.set(1)
 
     def _boot_cpu(self, cpu: Cpu, number: int) -> None:
         cpu.id = number

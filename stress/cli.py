@@ -35,6 +35,8 @@ def _recordings(ctx: click.Context, param: click.Parameter, value: tuple[str, ..
 @click.option("--switch", "switches", metavar="NAME=VALUE", multiple=True,
               help="Write another switch, such as khugepaged/max_ptes_none=0; may be repeated.")
 @click.option("--chaos", is_flag=True, help="Delay CPUs at random points, seeded.")
+@click.option("--checked", is_flag=True, help="Run the checked build: locking rules of each field are verified at each access,"
+              " and chaos may delay before every statement that touches shared memory.")
 @click.option("--khugepaged/--no-khugepaged", default=True, show_default=True, help="Run khugepaged beside the CPUs.")
 @click.option("--run-dir", metavar="DIR", default="runs", show_default=True, help="Where runs keep what they found.")
 def stress(recordings: tuple[str, ...], json_path: str, **given: object) -> int:
@@ -91,13 +93,14 @@ def bench(json_path: str, **given: object) -> int:
               help="CPUs; those beyond the scenario's are bystanders. [default: the scenario's]")
 @click.option("--checks", type=options.Count(0, 1 << 20, "0 checks none"), default=0, show_default=True,
               help="Check instant invariants at one place in so many.")
+@click.option("--races", is_flag=True, help="Watch plain fields for accesses that nothing puts in order (slower).")
 @options.order_option(3)
 @options.seed_option()
 @options.json_option()
 @options.quiet_option()
 @click.option("--run-dir", metavar="DIR", default="runs", show_default=True, help="Where runs keep what they found.")
-def explore(scenario: str | None, strategy: str, depth: int, schedules: int, seconds: float, cpus: int, checks: int, order: int,
-            seed: int, json_path: str, quiet: bool, run_dir: str) -> int:
+def explore(scenario: str | None, strategy: str, depth: int, schedules: int, seconds: float, cpus: int, checks: int,
+            races: bool, order: int, seed: int, json_path: str, quiet: bool, run_dir: str) -> int:
     """Run a SCENARIO, or `all`, one CPU at a time, in very many schedules, every end checked."""
     from stress.exploring.job import Job
     from stress.exploring.main import ExploreOptions, run_explore
@@ -106,7 +109,8 @@ def explore(scenario: str | None, strategy: str, depth: int, schedules: int, sec
         from stress.scenarios.registry import SCENARIOS
 
         raise Misuse(f"pass a SCENARIO or `all`: {', '.join(sorted(SCENARIOS))}")
-    job = Job(scenario, order=order, cpus=cpus, strategy=strategy, depth=depth, seed=seed, checks=checks)
+    job = Job(scenario, order=order, cpus=cpus, strategy=strategy, depth=depth, seed=seed, checks=checks, races=races,
+              build="traced" if races else "checked")
     return run_explore(ExploreOptions(job, schedules, seconds, json=json_path, quiet=quiet, run_dir=run_dir))
 
 

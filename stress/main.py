@@ -7,6 +7,7 @@ from typing import Any
 
 from loguru import logger
 
+from concur_thp.arch import native
 from concur_thp.arch.system import system
 from concur_thp.check.audit import AuditResult, audit
 from concur_thp.config import MachineConfig, size_text
@@ -153,7 +154,8 @@ def run_stress(options: StressOptions) -> int:
     replays = load_recordings(options.recordings)
     config = machine_config(options, replays)
     out = console(options.quiet)
-    with compile_progress(out) as progress, Machine(config, progress=progress) as machine:
+    build = native.CHECKED if options.checked else native.PLAIN
+    with compile_progress(out) as progress, Machine(config, build=build, progress=progress) as machine:
         progress.finish()
         set_switch("enabled", options.enabled)
         if not replays:
@@ -213,7 +215,6 @@ def again(options: StressOptions) -> str:
     if options.mix:
         words.append(f"--mix '{options.mix}'")
     words += [f"--switch {switch}" for switch in options.switches]
-    if options.chaos:
-        words.append("--chaos")
+    words += [f"--{name}" for name in ("chaos", "checked") if getattr(options, name)]
     return " ".join(words)
 

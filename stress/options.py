@@ -27,6 +27,7 @@ class StressOptions:
     switches: tuple[str, ...] = ()
     """NAME=VALUE: more files of /sys/kernel/mm/transparent_hugepage."""
     chaos: bool = False
+    checked: bool = False
     khugepaged: bool = True
     run_dir: str = "runs"
     json: str = ""

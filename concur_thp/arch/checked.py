@@ -20,6 +20,8 @@ from llvmlite import ir
 
 from concur_thp.arch import builtins as intrinsics
 from concur_thp.arch.expressions import I64
+from concur_thp.arch.guard_words import excused, message, read_guard
+from concur_thp.arch.guards import guard_broken, guard_writer
 from concur_thp.arch.linker import Kernel, Source, kernel, quiet
 from concur_thp.arch.shared import Word
 from concur_thp.arch.struct import Field
@@ -36,6 +38,9 @@ NONE, WRITES, POINTS = 0, 1, 2
 _UNTOUCHED = ("concur_thp.sched.",)
 _WRITES_ONLY = ("concur_thp.arch.", "concur_thp.sync.", "concur_thp.check.", "concur_thp.program.", "workers.", "stress.")
 _READS = ("load", "read")
+RACY, QUIET, FENCE = 32, 64, 128
+"""Added to the kind of an access: its guard lets readers race; it is not the kernel's own; it is a fence, width says which."""
+FENCES = {intrinsics.smp_mb: 1, intrinsics.smp_wmb: 2, intrinsics.smp_rmb: 3}
 KIND = {"load": 0, "read": 1, "store": 2, "write": 3, "cas": 4, "xchg": 5, "add": 6, "sub": 7, "or_": 8, "and_": 9}
 """How access_hook() is told the kind of an access; + 16 when the field is atomic."""
 
@@ -96,18 +101,53 @@ class CheckedFunction(Function):
     def _access(self, kind: str, address: Any, field: Field) -> None:
         if self.level == POINTS and self._shared(kind, field) and (self.pending or kind not in _READS):
             self._point()
+        if self.level == POINTS:
+            self._guard(kind, field)
         if self.level != NONE and kind not in _READS:
             self._mark(address)
         if self.traced and self.level != NONE and field.guard not in ("const", "cpu"):
-            code = KIND[kind] + (16 if field.is_atomic else 0)
-            self._call(access_hook, [self._cpu(), address, I64(field.width), I64(code), I64(self._site())])
+            code = KIND[kind] + (16 if field.is_atomic else 0) + (0 if self.level == POINTS else QUIET)
+            self._say(address, field.width, code + (RACY if read_guard(field.guard).racy else 0))
+
+    def _say(self, address: Any, width: int, code: int) -> None:
+        """Tell access_hook()."""
+        self._call(access_hook, [self._cpu(), address, I64(width), I64(code), I64(self._site())])
+
+    def _guard(self, kind: str, field: Field) -> None:
+        """Emit the question whether this CPU holds what the field's guard names; see arch/guards.py."""
+        guard, writes = read_guard(field.guard), kind not in _READS
+        if field.is_atomic or (guard.racy and not writes) or excused(field, self.source.name, self.unit.source.name):
+            return
+        where = [I64(intrinsics.text_id(message(field, writes))), I64(self._site()), I64(intrinsics.text_id(self.source.name))]
+        if guard.const and writes:
+            self._call(guard_broken, [self._cpu(), *where])
+        for mask in guard.masks if writes else (guard.read,) * bool(guard.read):
+            if writes and mask in guard.sleeping:
+                self._call(guard_writer, [self._cpu(), I64(mask), *where])
+            else:
+                self._guard_mask(mask, where)
+
+    def _guard_mask(self, mask: int, where: list[Any]) -> None:
+        from concur_thp.arch.cpu import Cpu
+
+        cpu = self._cpu()
+        held = self._load_word(self._offset(cpu, Cpu.FIELDS["held_mask"].offset), 8, "monotonic")
+        broken, after = self._new("broken"), self._new("guarded")
+        missing = self.builder.icmp_signed("==", self.builder.and_(held, I64(mask)), I64(0))
+        self.builder.cbranch(missing, broken, after).set_weights([1, 2000])
+        self.builder.position_at_end(broken)
+        self._call(guard_broken, [cpu, *where])
+        self.builder.branch(after)
+        self.builder.position_at_end(after)
 
     @staticmethod
     def _shared(kind: str, field: Field) -> bool:
         """Could another CPU notice when this access happens? A field that is set before publication is only read then."""
-        return field.guard not in ("const", "cpu") and not (field.guard == "init" and kind == "load")
+        return field.guard not in ("const", "cpu") and not (field.guard.startswith("init") and kind == "load")
 
     def _bulk(self, callee: Any, args: list[Any]) -> None:
+        if self.traced and callee in FENCES:
+            self._say(I64(0), FENCES[callee], FENCE)
         if self.level != NONE and callee in (intrinsics.clear_bytes, intrinsics.copy_bytes):
             if self.level == POINTS:
                 self._point()

@@ -17,6 +17,8 @@ from concur_thp.config import NR_CPUS
 
 NR_LOCK_CLASSES = 32
 HELD_DEPTH = 24
+HELD_READ = 1 << 62
+"""Bit of an entry of `held`: taken for reading."""
 TLB_SMALL = 128
 TLB_HUGE = 32
 NR_VMSTAT = 104

@@ -257,7 +257,10 @@ def interpreted() -> Iterator[None]:
 @functools.cache
 def texts() -> dict[int, str]:
     """Number of each message in kernel code -> the message."""
+    from concur_thp.arch.guard_words import messages
+
     found = {intrinsics.text_id(source.name): source.name for source in Source.every}
+    found |= {intrinsics.text_id(text): text for text in messages()}
     for filename in {source.filename for source in Source.every}:  # A file at once: parsing each function takes seconds.
         with suppress(OSError):  # Typed in, not in a file: its messages stay numbers.
             for node in ast.walk(ast.parse(Path(filename).read_text())):

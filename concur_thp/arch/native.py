@@ -21,7 +21,7 @@ from typing import Any
 import llvmlite
 import llvmlite.binding as llvm
 
-from concur_thp.arch import builtins, checked, expressions, linker, shared, struct, translate
+from concur_thp.arch import builtins, checked, expressions, guard_words, guards, linker, shared, struct, translate
 from concur_thp.arch.linker import SLOTS, Kernel
 from concur_thp.arch.shared import Word
 from concur_thp.config import Param
@@ -49,7 +49,8 @@ def _toolchain() -> str:
     """What every object depends on besides its source."""
     parts = [f"llvmlite {llvmlite.__version__}", f"python {sys.version_info[:2]}", llvm.get_host_cpu_name(),
              llvm.get_host_cpu_features().flatten(), llvm.get_process_triple()]
-    for module in (translate, expressions, builtins, checked, linker, shared, struct, sys.modules[__name__]):
+    for module in (translate, expressions, builtins, checked, guard_words, guards, linker, shared, struct,
+                   sys.modules[__name__]):
         parts.append(Path(str(module.__file__)).read_text())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -84,7 +85,8 @@ def compile_object(source: Kernel, symbol: str, build: str = PLAIN) -> bytes:
 
 
 def _key(source: Kernel, symbol: str, build: str) -> str:
-    text = "\n".join([_toolchain(), build, symbol, *source.digest(set())])
+    seen: set[Any] = set()
+    text = "\n".join([_toolchain(), build, symbol, *source.digest(seen), *(guards.digest(seen) if build != PLAIN else ())])
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 

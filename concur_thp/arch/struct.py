@@ -9,7 +9,10 @@ an atomic field yields a reference whose methods are real atomics: `page._refcou
 in native code and an instance of the class here, when code runs as ordinary Python (sound for one CPU).
 
 Guards are words of a closed list: `const` (set at boot), `init` (set before publication), `atomic`, `cpu` (only its own
-CPU), `owner` (only who holds the lock it is part of), or the name of a lock class; `a+b` means either to read, both to write.
+CPU), `owner` (only who holds the lock it is part of, or has the object to himself), or the name of a lock class; `a+b`
+means either to read, both to write, and `a+b?` that only `a` is always needed to write. `|racy` behind it: reads need no
+lock, they look again or can do with an old value. The checked build verifies what can be decided (arch/guards.py), race
+detection the rest (sched/races.py).
 """
 
 import ctypes
@@ -100,7 +103,7 @@ class Field:
                  apart: bool = False):
         self.width, self.guard, self.meaning, self.count = width, guard, meaning, count
         self.overlay, self.struct, self.apart = overlay, struct, apart
-        self.name, self.offset = "", -1
+        self.name, self.owner, self.offset = "", "", -1
         self.stride = struct.SIZE if struct else width
 
     @property
@@ -108,7 +111,7 @@ class Field:
         return self.guard == "atomic"
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
+        self.name, self.owner = name, owner.__name__
 
     def at(self, addr: int) -> Any:
         if self.struct:

@@ -4,7 +4,7 @@ Some of them speak of two moments: what a reader of mmap_sem found, and that it 
 """
 
 from concur_thp.arch.bug import bug_on
-from concur_thp.arch.cpu import Cpu
+from concur_thp.arch.cpu import HELD_READ, Cpu
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.random import random_below
 from concur_thp.arch.shared import SharedArray
@@ -27,7 +27,7 @@ from concur_thp.mm.pgtable import (
     pte_special,
     table_entry,
 )
-from concur_thp.sync.lockdep import HELD_READ, SEGMENT
+from concur_thp.sync.lockdep import SEGMENT
 from concur_thp.sync.rwsem import RwSem
 
 TABLE_BASE = TABLES

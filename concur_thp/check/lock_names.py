@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from concur_thp.arch.cpu import HELD_DEPTH, cpus
+from concur_thp.arch.cpu import HELD_DEPTH, HELD_READ, cpus
 from concur_thp.arch.shared import SharedArray
 from concur_thp.arch.struct import Struct
 from concur_thp.arch.system import layout, system
@@ -16,7 +16,7 @@ from concur_thp.check.lock_stat import class_name
 from concur_thp.check.views import view
 from concur_thp.config import NR_CPUS, MachineConfig
 from concur_thp.mm.mm_types import mem_map
-from concur_thp.sync.lockdep import CLASS_MASK, HELD_READ
+from concur_thp.sync.lockdep import CLASS_MASK
 from concur_thp.sync.rwsem import RWSEM_READERS, RWSEM_WRITER, RwSem
 from concur_thp.sync.spinlock import WAITERS, SpinLock
 

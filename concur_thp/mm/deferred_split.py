@@ -31,7 +31,7 @@ assert Pgdat.FIELDS["split_queue_tail"].offset == QUEUE_HEAD + 4, "they are a Sp
 class SplitList(Struct, size=8, align=4):
     """The ends of a list. The queue's are in pgdat."""
 
-    head = field(I32, "split_queue_lock", "first THP (pfn of the head), or NIL")
+    head = field(I32, "split_queue_lock|racy", "first THP (pfn of the head), or NIL")
     tail = field(I32, "split_queue_lock", "last, or NIL")
 
 

@@ -32,7 +32,7 @@ class KhugepagedScan(Struct, size=64):
     head = field(I32, "khugepaged_mm_lock", "first mm of the list, or 0")
     tail = field(I32, "khugepaged_mm_lock", "last mm, or 0")
     mm_slot = field(I32, "khugepaged_mm_lock", "the mm being scanned, or 0: begin at the head")
-    address = field(I64, "khugepaged_mm_lock", "where in that mm the scan goes on")
+    address = field(I64, "owner", "where in that mm the scan goes on")
 
 
 khugepaged_scan = SharedOne("khugepaged_scan", KhugepagedScan)

@@ -32,19 +32,19 @@ class Page(Struct, size=64):
     flags = atomic(I64, "PG_* bits; PG_locked is itself the page lock, so the word must be the first")
     _refcount = atomic(I32, "0 = free, or frozen by page_ref_freeze(); tails stay 0")
     _mapcount = atomic(I32, "starts at -1; +1 for each pte that maps it, +1 more while PG_double_map (anon)")
-    mapping = field(I64, "page_lock", "head or small page: anon_vma | 1 or address_space; TAIL_MAPPING in a tail")
-    index = field(I64, "page_lock", "head or small page: offset in the mapping, in pages")
-    private = field(I64, "page_lock", "swap entry while in the swap cache; order while PageBuddy")
-    lru_next = field(I32, "lru_lock", "LRU, free, pcp or private list: next pfn, or NIL")
-    lru_prev = field(I32, "lru_lock", "the same list: previous pfn, or NIL")
-    compound_head = field(I32, "init", "tail: pfn of the head << 1 | 1; else 0. Unlocked readers look again")
-    page_type = field(I8, "zone_lock", "PAGE_TYPE_*: what a page is that nobody maps")
-    _free_type = field(I8, "zone_lock", "free or pcp page: the migratetype of the list it is on")
-    lock_owner = field(I16, "page_lock", "CPU + 1 that holds PG_locked, for reports")
+    mapping = field(I64, "page_lock|racy", "head or small page: anon_vma | 1 or address_space; TAIL_MAPPING in a tail")
+    index = field(I64, "page_lock|racy", "head or small page: offset in the mapping, in pages")
+    private = field(I64, "page_lock|racy", "swap entry while in the swap cache; order while PageBuddy")
+    lru_next = field(I32, "owner", "LRU, free, pcp or private list: next pfn, or NIL")
+    lru_prev = field(I32, "owner", "the same list: previous pfn, or NIL")
+    compound_head = field(I32, "init|racy", "tail: pfn of the head << 1 | 1; else 0. Unlocked readers look again")
+    page_type = field(I8, "zone_lock|racy", "PAGE_TYPE_*: what a page is that nobody maps")
+    _free_type = field(I8, "owner", "free or pcp page: the migratetype of the list it is on")
+    lock_owner = field(I16, "page_lock|racy", "CPU + 1 that holds PG_locked, for reports")
     free_cpu = field(I16, "zone_lock", "free block: the CPU that freed it, + 1; 0 for none. Its cache has these struct pages")
     compound_mapcount = atomic(I32, "in tail 1: pmds that map the page, -1 for none", overlay="lru_next")
-    compound_order = field(I32, "init", "in tail 1: the order, and with it the THP destructor", overlay="lru_prev")
-    deferred_next = field(I64, "split_queue_lock", "in tail 2: 0 when on no list, else 1 << 32 | next head's pfn + 1",
+    compound_order = field(I32, "init|racy", "in tail 1: the order, and with it the THP destructor", overlay="lru_prev")
+    deferred_next = field(I64, "split_queue_lock|racy", "in tail 2: 0 when on no list, else 1 << 32 | next head's pfn + 1",
                           overlay="mapping")
     deferred_prev = field(I64, "split_queue_lock", "in tail 2: the same with the previous head", overlay="index")
     ptl = embed(SpinLock, "PMD or PTE table page: its page table lock", overlay="mapping")
@@ -69,12 +69,12 @@ class Mm(Struct, align=64):
     """struct mm_struct: an address space."""
 
     free_next = field(I32, "const", "free list of the pool")
-    id = field(I32, "const", "its index, which is also its TLB context")
+    id = field(I32, "init", "its index, which is also its TLB context")
     mm_users = atomic(I32, "tasks that run in it, and temporary users")
     mm_count = atomic(I32, "references to the struct; all mm_users together hold one")
     mmap_sem = embed(RwSem, "guards the vmas")
     page_table_lock = embed(SpinLock, "guards upper tables and the publication of vma.anon_vma")
-    pgd = field(I32, "const", "pfn of the top table")
+    pgd = field(I32, "init", "pfn of the top table")
     map_count = field(I32, "mmap_sem", "vmas; their numbers stand sorted in vma_slots")
     rss = atomic(I64, "pages by MM_* kind", count=NR_MM_COUNTERS)
     nr_ptes = atomic(I64, "PTE tables, linked and deposited")
@@ -88,7 +88,7 @@ class Mm(Struct, align=64):
     mmap_base = field(I64, "mmap_sem", "where unfixed mappings are looked for, downwards")
     slot_next = field(I32, "khugepaged_mm_lock", "next mm on khugepaged's list, or 0")
     slot_prev = field(I32, "khugepaged_mm_lock", "previous, or 0")
-    oracle = field(I32, "const", "row of the data oracle's model, 0 when it has none")
+    oracle = field(I32, "init", "row of the data oracle's model, 0 when it has none")
     faults = atomic(I64, "page faults taken in this mm")
 
 
@@ -97,13 +97,13 @@ class Vma(Struct, align=64):
 
     free_next = field(I32, "const", "free list of the pool")
     vm_mm = field(I32, "init", "the mm it belongs to")
-    vm_start = field(I64, "mmap_sem+anon_vma_rwsem+i_mmap_rwsem", "first byte")
-    vm_end = field(I64, "mmap_sem+anon_vma_rwsem+i_mmap_rwsem", "first byte behind")
-    vm_pgoff = field(I64, "mmap_sem+anon_vma_rwsem+i_mmap_rwsem", "offset in the file, or vm_start >> PAGE_SHIFT at birth")
-    vm_flags = field(I64, "mmap_sem", "VM_* bits")
+    vm_start = field(I64, "mmap_sem+anon_vma_rwsem?+i_mmap_rwsem?", "first byte")
+    vm_end = field(I64, "mmap_sem+anon_vma_rwsem?+i_mmap_rwsem?", "first byte behind")
+    vm_pgoff = field(I64, "mmap_sem+anon_vma_rwsem?+i_mmap_rwsem?", "offset in the file, or vm_start >> PAGE_SHIFT at birth")
+    vm_flags = field(I64, "mmap_sem|racy", "VM_* bits")
     vm_file = field(I32, "init", "address_space it maps, or 0")
-    anon_vma = field(I32, "page_table_lock", "its anon_vma, published once")
-    avc_head = field(I32, "mmap_sem+page_table_lock", "newest anon_vma_chain of this vma, or 0")
+    anon_vma = field(I32, "page_table_lock|racy", "its anon_vma, published once")
+    avc_head = field(I32, "mmap_sem+page_table_lock?", "newest anon_vma_chain of this vma, or 0")
     shared_next = field(I32, "i_mmap_rwsem", "next vma of the file by pgoff, or 0")
     shared_prev = field(I32, "i_mmap_rwsem", "previous, or 0")
 
@@ -126,7 +126,7 @@ class AnonVmaChain(Struct, size=64):
     free_next = field(I32, "const", "free list of the pool")
     vma = field(I32, "init", "the vma")
     anon_vma = field(I32, "init", "the anon_vma")
-    same_vma = field(I32, "mmap_sem+page_table_lock", "next older chain of the vma, or 0")
+    same_vma = field(I32, "mmap_sem+page_table_lock?", "next older chain of the vma, or 0")
     rb_next = field(I32, "anon_vma_rwsem", "next chain of the anon_vma, or 0")
     rb_prev = field(I32, "anon_vma_rwsem", "previous, or 0")
 
@@ -138,9 +138,9 @@ class AddressSpace(Struct, size=128):
     i_pages = embed(SpinLock, "guards the slots")
     i_mmap_rwsem = embed(RwSem, "guards the list of vmas")
     i_mmap = field(I32, "i_mmap_rwsem", "first vma by pgoff, or 0; equal keys in order of insertion")
-    nrpages = field(I64, "i_pages", "filled slots")
+    nrpages = field(I64, "i_pages|racy", "filled slots")
     size = field(I64, "init", "length of the file, in pages")
-    id = field(I64, "const", "number that its contents are made from")
+    id = field(I64, "init", "number that its contents are made from")
 
 
 class Slot(Struct, size=4, align=4):
@@ -168,7 +168,7 @@ class Zone(Struct, align=64):
     end_pfn = field(I64, "const", "first frame behind")
     watermark = field(I64, "const", "min, low, high: pages", count=3)
     lock = embed(SpinLock, "guards free_area and pageblock types", apart=True)
-    nr_free_pages = field(I64, "zone_lock", "free pages in the buddy lists")
+    nr_free_pages = field(I64, "zone_lock|racy", "free pages in the buddy lists")
     free_area = embed(FreeArea, "by order", count=NR_ORDERS)
 
 
@@ -182,7 +182,7 @@ class LruList(Struct, size=16):
 
     head = field(I32, "lru_lock", "newest page (pfn), or NIL")
     tail = field(I32, "lru_lock", "oldest page (pfn), or NIL")
-    size = field(I64, "lru_lock", "pages, a huge one counts as HPAGE_PMD_NR")
+    size = field(I64, "lru_lock|racy", "pages, a huge one counts as HPAGE_PMD_NR")
 
 
 class Pgdat(Struct, size=512):
@@ -196,7 +196,7 @@ class Pgdat(Struct, size=512):
     split_queue_lock = embed(SpinLock, "guards the deferred split list", apart=True)
     split_queue_head = field(I32, "split_queue_lock", "first THP (pfn of the head), or NIL")
     split_queue_tail = field(I32, "split_queue_lock", "last, or NIL")
-    split_queue_len = field(I64, "split_queue_lock", "THPs queued")
+    split_queue_len = field(I64, "split_queue_lock|racy", "THPs queued")
     isolated = atomic(I64, "pages taken off the LRU by someone who works on them", apart=True)
     huge_zero_refcount = atomic(I32, "0 none; else 1 for the shrinker + mms that hold a reference")
 

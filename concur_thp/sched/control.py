@@ -14,6 +14,7 @@ from concur_thp.arch.irq import ipi_poll
 from concur_thp.arch.linker import inline, kernel, quiet
 from concur_thp.arch.stack import lay_out_stack, switch_stack
 from concur_thp.arch.struct import I64, Struct, field
+from concur_thp.sched.races import begin_races, races
 from concur_thp.sched.state import (
     MAX_STEPS_LOGGED,
     MAX_STRETCHES,
@@ -335,6 +336,7 @@ def run_once(seed: int):
     sched.verdict = 0
     sched.diverged = -1
     prepare(seed)
+    begin_races()
     to = pick(-1, Reason.START)
     give(to)
     sched.current = to
@@ -392,11 +394,13 @@ def run_alone():
     for i in range(sched.nr):
         sched_cpus[i].status = DONE
         sched_cpus[i].granted = 0
+        cpus[i].budget = 1 << 40  # CPU 0 may act for the others.
     it = sched_cpus[0]
     it.status = READY
     it.steps = 0
     it.began = 0
     it.pointer = lay_out_stack(it.stack, sched.alone, int(cpus[0]))
+    races.watching = 0
     sched.steps = 0
     sched.idle = 0
     sched.verdict = 0

@@ -6,6 +6,8 @@ Nested classes are the second lock of the same kind, in the order that `nesting`
 
 from typing import NamedTuple
 
+from concur_thp.arch.guard_words import declare_classes
+
 FIRST_USER_CLASS = 24
 """Classes from here on belong to whoever declares locks of their own; they have no rank, only the order graph."""
 
@@ -76,6 +78,11 @@ MMLIST_LOCK = CLASS_ID["mmlist_lock"]
 
 SPIN_CLASSES = sum(1 << n for n, row in enumerate(LOCK_CLASSES) if not row.sleeps)
 """A bit for each class whose holder must not sleep."""
+
+declare_classes(
+    {row.name: sum(1 << n for n, other in enumerate(LOCK_CLASSES) if other.name in (row.name, f"{row.name}/1"))
+     for row in LOCK_CLASSES if row.rank},
+    [row.name for row in LOCK_CLASSES if row.kind == "rwsem"])
 
 assert len(LOCK_CLASSES) <= FIRST_USER_CLASS
 assert all(a.rank < b.rank for a, b in zip(LOCK_CLASSES, LOCK_CLASSES[1:], strict=False)), "rows stand in rank order"

@@ -7,7 +7,7 @@ a deadlock having to happen, in whichever process sees the order first; the grap
 
 from concur_thp.arch.bug import bug, bug_on
 from concur_thp.arch.builtins import cycles, ffs64
-from concur_thp.arch.cpu import HELD_DEPTH, NR_LOCK_CLASSES, Cpu
+from concur_thp.arch.cpu import HELD_DEPTH, HELD_READ, NR_LOCK_CLASSES, Cpu
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.shared import SharedArray, SharedOne
 from concur_thp.arch.struct import I32, I64, Struct, atomic, field
@@ -16,8 +16,6 @@ from concur_thp.sync.lock_classes import FIRST_USER_CLASS, LOCK_CLASSES, PAGE_LO
 
 SEGMENT = system.array.base
 CLASS_MASK = 0xFF
-HELD_READ = 1 << 62
-"""Bit of a held-stack entry: taken for reading."""
 
 
 class DepClass(Struct, size=64):

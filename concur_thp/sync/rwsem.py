@@ -8,7 +8,7 @@ CPUs' stacks of held locks.
 
 from concur_thp.arch.bug import bug, bug_on, panic_check
 from concur_thp.arch.builtins import cpu_relax, cycles
-from concur_thp.arch.cpu import Cpu, cpus
+from concur_thp.arch.cpu import HELD_READ, Cpu, cpus
 from concur_thp.arch.futex import futex_wake, sched_yield, spins
 from concur_thp.arch.irq import cpu_sleep, ipi_poll
 from concur_thp.arch.linker import inline, kernel
@@ -17,7 +17,6 @@ from concur_thp.arch.points import Point
 from concur_thp.arch.struct import I16, I32, I64, Struct, atomic, field
 from concur_thp.arch.trace import Tracepoint, trace
 from concur_thp.sync.lockdep import (
-    HELD_READ,
     SEGMENT,
     lock_acquire,
     lock_acquired,

@@ -21,6 +21,7 @@ from concur_thp.machine import Machine
 from concur_thp.program.rows import CHECK, SETUP, run_program, run_rows
 from concur_thp.program.step import parse_program
 from concur_thp.sched.batch import batch, state_is_good
+from concur_thp.sched.races import races, watch_access
 from concur_thp.sched.snapshot import SEGMENT
 from concur_thp.sched.state import Status, Verdict, sched, sched_cpus, sched_log, sched_plan
 from concur_thp.trace.places import place_name
@@ -49,6 +50,9 @@ class Cell:
         self.controlled = Controlled(self.machine, self.nr, run_program)
         self.controlled.choose(job.strategy, job.depth)
         sched.bound = job.bound
+        races.wanted = int(job.races)
+        if job.races:
+            redirect(access_hook, watch_access)
         if job.checks:
             self.machine.listen_checks(job.checks)
         self.before = [self._stat(kind) for kind in range(NR_VMSTAT)]

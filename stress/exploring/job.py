@@ -39,6 +39,8 @@ class Job:
     checks: int = 0
     """Instant invariants: 0 none, 1 at every place, n at one in n."""
     build: str = "checked"
+    races: bool = False
+    """Watch plain fields for races by happens-before; needs the traced build."""
     plan: Schedule = ()
     """For strategies replay and guided."""
 
@@ -48,7 +50,7 @@ class Failure:
     """A run that broke a rule: how, in which schedule, and where each CPU stood."""
 
     kind: str
-    """bug, audit, leak, outcome, deadlock, livelock, crash, hung or diverged."""
+    """bug, race, audit, leak, outcome, deadlock, livelock, crash, hung or diverged."""
     symptom: str
     schedule: Schedule = ()
     seed: int = 0

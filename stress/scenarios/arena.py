@@ -5,7 +5,7 @@ after the second one all but CPU 0 stand still outside of everything, and CPU 0 
 """
 
 from concur_thp.arch.bug import panic_check
-from concur_thp.arch.builtins import cpu_relax
+from concur_thp.arch.builtins import cpu_relax, set_current
 from concur_thp.arch.cpu import NR_VMSTAT, Cpu, cpus
 from concur_thp.arch.futex import ALL_WAITERS, futex_wait, futex_wake, sched_yield
 from concur_thp.arch.linker import inline, kernel
@@ -151,7 +151,9 @@ def arena_clear(cpu: Cpu):
         khugepaged_do_scan(cpu, 16 * HPAGE_PMD_NR)  # Its cursor may still hold an mm that has ended.
     shrink_huge_zero_page(cpu)
     for number in range(arena.parties):
+        set_current(int(cpus[number]))
         lru_add_drain(cpus[number])
+    set_current(int(cpu))
     drop_swap_cache(cpu)
     unpoison_all(cpu)
 
@@ -164,7 +166,9 @@ def arena_empty(cpu: Cpu):
     Emulator: before the audit of an empty machine.
     """
     for number in range(arena.parties):
+        set_current(int(cpus[number]))
         drain_cpu(cpus[number])
+    set_current(int(cpu))
 
 
 @kernel
