@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 
 from concur_thp.arch import native
 from concur_thp.arch.bug import describe_bug
+from concur_thp.arch.checked import access_hook
 from concur_thp.arch.cpu import NR_VMSTAT, Cpu, cpus
-from concur_thp.arch.linker import kernel, texts
+from concur_thp.arch.linker import kernel, redirect, texts
 from concur_thp.arch.system import system
 from concur_thp.check.audit import audit
 from concur_thp.check.dump import report_text
