@@ -8,6 +8,7 @@ from concur_thp.machine import Machine
 from concur_thp.rules.find import places, source_named, text
 from concur_thp.rules.variant import Variant
 from stress.breaking.cuts import all_cuts
+from stress.breaking.wholesale import HARMLESS, harmless
 
 
 def cuts():
@@ -52,3 +53,10 @@ def test_cuts_can_be_compiled():
         variant = Variant((cut.edit,), f"cut-{cut.function}-{cut.line}")
         assert variant.compile()
     assert some and all(isinstance(s, Source) for s in [source_named(cut.function) for cut in some])
+
+
+def test_what_is_called_harmless_exists():
+    known = {(cut.function, cut.what) for cut in cuts()}
+    assert not HARMLESS.keys() - known, "the code has changed: think again"
+    assert all(harmless(cut) for cut in cuts() if cut.what.startswith("smp_"))
+    assert not [cut for cut in cuts() if cut.kind == "lock" and cut.function == "zap_pte_range" and harmless(cut)]
