@@ -35,5 +35,7 @@ class Op(IntEnum):
     MUNLOCK = 16  # a0 address, a1 length
 
 
+SYS_OP_MASK, SYS_ARGUMENT_SHIFT = 0xFF, 8
+"""A sys_enter event's first value: the Op, and above it the argument that is not an address (prot, advice)."""
 OP_NAMES = {int(op): op.name for op in Op}
 """What `cpu.op` may hold, for reports; whoever runs other operations adds theirs, from 100 on."""

@@ -73,12 +73,16 @@ class Seconds(click.ParamType):
 
     name = "seconds"
 
+    def __init__(self, or_none: bool = False):
+        self.or_none = or_none
+        """Is 0 allowed, for not at all?"""
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
             number = float(value)
         except ValueError:
-            number = 0.0
-        if not 0 < number < float("inf"):
+            number = -1.0
+        if not 0 < number < float("inf") and not (self.or_none and number == 0):
             self.fail(f"{value!r}: pass a number of seconds above 0, such as 20", param, ctx)
         return number
 

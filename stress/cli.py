@@ -38,6 +38,8 @@ def _recordings(ctx: click.Context, param: click.Parameter, value: tuple[str, ..
 @click.option("--checked", is_flag=True, help="Run the checked build: locking rules of each field are verified at each access,"
               " and chaos may delay before every statement that touches shared memory.")
 @click.option("--khugepaged/--no-khugepaged", default=True, show_default=True, help="Run khugepaged beside the CPUs.")
+@click.option("--reproduce", type=options.Seconds(or_none=True), default=20.0, show_default=True,
+              help="Behind a failure, search so long for a schedule that fails alike; 0: not at all.")
 @click.option("--run-dir", metavar="DIR", default="runs", show_default=True, help="Where runs keep what they found.")
 def stress(recordings: tuple[str, ...], json_path: str, **given: object) -> int:
     """Let real processes fault, fork and unmap on one machine, and check everything.

@@ -20,6 +20,8 @@ from concur_thp.mm.swap import lru_add_drain
 from concur_thp.mm.swap_state import drop_swap_cache
 from concur_thp.mm.thp_sysfs import set_switch
 from concur_thp.output import compile_progress, console, write_json, write_text
+from stress.clues import Clue
+from stress.kept import keep, search
 from stress.mix.failure import mix_unpoison_all
 from stress.mix.load import load_mix, mix_body, unload_mix
 from stress.mix.table import parse_mix
@@ -174,23 +176,31 @@ def run_stress(options: StressOptions) -> int:
         try:
             run = StressRun(options, machine, replays, weights)
             run.run()
-            return _finish(run, run_dir)
+            data, clue = _finish(run, run_dir)
         finally:
             logger.remove(log)
+    if clue is not None and options.reproduce:  # On machines of its own, so not before this one is gone.
+        search(clue, options, run_dir, data)
+        write_json(str(run_dir / "summary.json"), data)
+    write_json(options.json, data)
+    return run.exit_status
 
 
-def _finish(run: StressRun, run_dir: Path) -> int:
+def _finish(run: StressRun, run_dir: Path) -> tuple[dict[str, Any], Clue | None]:
+    """Say how it went while the machine is still there; a failure leaves a clue."""
     data = summary(run, run_dir)
     write_json(str(run_dir / "summary.json"), data)
     if run.outcome.report:
         write_text(run_dir / "report.txt", run.outcome.report)
-    options = run.options
-    write_json(options.json, data)
-    if not options.quiet:
+    if not run.options.quiet:
         closing_table(run.out, run, data)
-    for line in failure_lines(run):
+    lines = failure_lines(run)
+    for line in lines:
         print(line, file=sys.stderr)
-    return run.exit_status
+    if run.exit_status != 1:
+        return data, None
+    symptom = data["violations"][0]["symptom"] if data["violations"] else run.outcome.what
+    return data, keep(run.machine.config, run_dir, symptom, "\n".join(lines), again(run.options))
 
 
 def failure_lines(run: StressRun) -> list[str]:

@@ -29,6 +29,8 @@ class StressOptions:
     chaos: bool = False
     checked: bool = False
     khugepaged: bool = True
+    reproduce: float = 20.0
+    """Seconds of controlled search behind a failure; 0: none."""
     run_dir: str = "runs"
     json: str = ""
     """Where the result goes as JSON: a path, '-' for standard output, '' for nowhere."""

@@ -29,7 +29,7 @@ class Tracepoint(IntEnum):
     contention_end = 9  # lock: offset, class, 0
     sched_process_fork = 10  # sched: parent mm, child mm, 0
     sched_process_exit = 11  # sched: mm, 0, 0
-    sys_enter = 12  # raw_syscalls: Op, first argument, second argument
+    sys_enter = 12  # raw_syscalls: Op | prot or advice << SYS_ARGUMENT_SHIFT, first argument, second argument
     thp_split_pmd = 13  # not Linux's: a pmd split; pfn, address, mm
     thp_deferred_split = 14  # not Linux's: queued for deferred split; pfn, 0, 0
     page_remove_rmap = 15  # not Linux's: pfn, compound, mapcount left

@@ -13,7 +13,7 @@ from concur_thp.check.lock_names import lock_name, segment_offset
 from concur_thp.check.lock_stat import class_name
 from concur_thp.check.views import view
 from concur_thp.config import NR_CPUS, MachineConfig
-from concur_thp.ops import Op
+from concur_thp.ops import SYS_ARGUMENT_SHIFT, SYS_OP_MASK, Op
 
 ARGUMENTS: dict[int, tuple[str, ...]] = {
     Tracepoint.page_fault_user: ("address", "error", "result"),
@@ -99,8 +99,9 @@ def _value(config: MachineConfig, name: str, value: int) -> Any:
         return class_name(value)
     if name == "mode":
         return {1: "read", 2: "write"}.get(value, value)
-    if name == "op" and value in Op.__members__.values():
-        return Op(value).name
+    if name == "op" and value & SYS_OP_MASK in Op.__members__.values():
+        argument = value >> SYS_ARGUMENT_SHIFT
+        return Op(value & SYS_OP_MASK).name + (f" {argument}" if argument else "")
     return value if name in DECIMAL else f"{value:#x}"
 
 

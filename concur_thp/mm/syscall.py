@@ -13,7 +13,7 @@ from concur_thp.mm.mmap import do_brk, vm_mmap
 from concur_thp.mm.mprotect import do_mprotect
 from concur_thp.mm.mremap import do_mremap
 from concur_thp.mm.munmap import vm_munmap
-from concur_thp.ops import Op
+from concur_thp.ops import SYS_ARGUMENT_SHIFT, Op
 
 
 @inline
@@ -66,7 +66,7 @@ def sys_mprotect(cpu: Cpu, addr: int, length: int, prot: int):
     Return: 0 or an error.
     Linux: mm/mprotect.c mprotect
     """
-    trace(cpu, Tracepoint.sys_enter, Op.MPROTECT, addr, length)
+    trace(cpu, Tracepoint.sys_enter, Op.MPROTECT | prot << SYS_ARGUMENT_SHIFT, addr, length)
     return do_mprotect(cpu, current(cpu), addr, length, prot)
 
 
@@ -90,7 +90,7 @@ def sys_madvise(cpu: Cpu, addr: int, length: int, advice: int):
     Return: 0 or an error.
     Linux: mm/madvise.c madvise
     """
-    trace(cpu, Tracepoint.sys_enter, Op.MADVISE, addr, length)
+    trace(cpu, Tracepoint.sys_enter, Op.MADVISE | advice << SYS_ARGUMENT_SHIFT, addr, length)
     return do_madvise(cpu, current(cpu), addr, length, advice)
 
 

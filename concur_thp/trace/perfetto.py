@@ -16,7 +16,7 @@ from concur_thp.arch.trace import RING_EVENTS, Tracepoint
 from concur_thp.check.clock import ns_per_cycle
 from concur_thp.check.events import Record, event_values, ring_events
 from concur_thp.config import MachineConfig
-from concur_thp.ops import OP_NAMES
+from concur_thp.ops import OP_NAMES, SYS_OP_MASK
 from concur_thp.trace.chart import plain
 from concur_thp.trace.story import Line, Story
 
@@ -142,8 +142,8 @@ def _ring(trace: Trace, config: MachineConfig, events: Iterable[Record], first: 
             for _ in range(operation + waits):
                 trace.end(cpu, when)
             operation, waits = True, False
-            trace.begin(cpu, when, OP_NAMES.get(event.values[0], f"op {event.values[0]}"),
-                        arguments=event_values(config, event))
+            op = event.values[0] & SYS_OP_MASK
+            trace.begin(cpu, when, OP_NAMES.get(op, f"op {op}"), arguments=event_values(config, event))
         elif event.what == Tracepoint.contention_begin and not waits:
             waits = True
             trace.begin(cpu, when, "waits", arguments=event_values(config, event))
