@@ -34,6 +34,7 @@ ARGUMENTS: dict[int, tuple[str, ...]] = {
     Tracepoint.zap_huge_pmd: ("pfn", "address", "mm"),
     Tracepoint.mm_vmscan_writepage: ("pfn", "slot", "flags"),
     Tracepoint.mm_vmscan_lru_shrink_inactive: ("list", "taken", "reclaimed"),
+    Tracepoint.split_huge_page: ("pfn", "page", "result"),
     Tracepoint.migrate_page: ("pfn", "to", "result"),
     Tracepoint.mm_compaction_end: ("zone", "order", "result"),
 }

@@ -31,6 +31,7 @@ FEW = 4
 """Meetings fewer than this do not tell what happened; then what each CPU changed by itself does."""
 ALONE = 0.4
 ARROW = "<- "
+OF_MM = r"\] of mm \d+"
 NOISE = ((r"\bcpu, ", ""), (r"\(cpu\)", "()"), (r"\.(val\.)?(load|read)\(\)", ""), (r":$", ""))
 """What every kernel function of ours says and no kernel developer would write."""
 
@@ -73,7 +74,7 @@ def plain(text: str) -> str:
 
 def _fitting(story: Story, width: int, most: int) -> list[tuple[int, str]]:
     """As many marks as there are rows for, the weightiest."""
-    marks = sorted(_together(marks_of(story)), key=lambda mark: -mark.weight)
+    marks = sorted(_of_one_mm(list(_together(marks_of(story)))), key=lambda mark: -mark.weight)
     keep = min(len(marks), most)
     while True:
         rows = list(_rows(sorted(marks[:keep], key=lambda mark: mark.order), width))
@@ -99,6 +100,13 @@ def _together(marks: list[Mark]) -> Iterator[Mark]:
             yield from same
         else:
             yield same[0]._replace(weight=max(mark.weight for mark in same), times=len(same))
+
+
+def _of_one_mm(marks: list[Mark]) -> list[Mark]:
+    """Which mm an entry belongs to is said only when entries of several are shown."""
+    if len({name for mark in marks for name in re.findall(OF_MM, mark.note)}) != 1:
+        return marks
+    return [mark._replace(note=re.sub(OF_MM, "]", mark.note)) for mark in marks]
 
 
 def _meetings(story: Story) -> Iterator[Mark]:

@@ -1,5 +1,7 @@
 """From stress to schedule: a broken variant fails in a free run, and is found again one CPU at a time from the event rings."""
 
+import json
+
 import pytest
 from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import Trace
 
@@ -11,12 +13,16 @@ from concur_thp.ops import SYS_ARGUMENT_SHIFT, Op
 from concur_thp.program.table import ADVICES
 from concur_thp.rules.table import VARIANTS
 from concur_thp.rules.variant import Variant
+from stress import kept, main
 from stress.clues import Clue, Scale, last_steps, noticed_by, read_clue
 from stress.exploring.cell import Cell
 from stress.exploring.explorer import link_for
-from stress.exploring.job import Failure
+from stress.exploring.job import Failure, Job
+from stress.exploring.token import Token
 from stress.exploring.variants import variant_of
 from stress.kept import keep
+from stress.mix.load import load_mix
+from stress.options import StressOptions
 from stress.reproduce import alike, candidates, reproduce
 from stress.scenarios.play import CHAOS, machine_config, play
 from stress.scenarios.registry import SCENARIOS
@@ -81,17 +87,40 @@ def test_a_free_run_that_failed_is_reproduced_in_a_schedule(tmp_path):
             played = play(machine, scenario, 2.0, len(scenario.cpus))
             if played.crew.kind == "bug":
                 clue = read_clue(config, played.crew.what, noticed_by())
-                kept = keep(config, tmp_path, played.crew.what, played.crew.report, f"seed {seed}")
+                left = keep(config, tmp_path, played.crew.what, played.crew.report, f"seed {seed}")
                 break
     assert clue is not None, "the free runs did not notice"
-    assert clue.steps and clue.cpu >= 0 and kept == clue
+    assert clue.steps and clue.cpu >= 0 and left == clue
     assert played.crew.what.split(" (")[0] in (tmp_path / "report.html").read_text()
     Trace().ParseFromString((tmp_path / "trace.pftrace").read_bytes())
-    job = next(iter(candidates(clue)))
-    broken = variant_of(job.__class__(job.scenario, variant=LOST_CHECK))
+    broken = variant_of(Job(row.scenario, variant=LOST_CHECK))
     found = reproduce(clue, 30.0, LOST_CHECK, broken)
     assert found.token is not None, str(found)
     assert "reproduced in" in str(found) and found.token.job.variant == LOST_CHECK
     real = reproduce(clue, 3.0)
     assert real.token is None and real.other is None and str(real).startswith("not reproduced in ")
     assert real.schedules > 0 and real.attempts > 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_mix_that_fails_ends_with_a_schedule_and_its_files(tmp_path, monkeypatch):
+    def broken_mix(machine, weights):
+        load_mix(machine, weights)
+        Variant(VARIANTS[LOST_CHECK][1].edits, LOST_CHECK).put()
+
+    def on_broken_code(clue, seconds, tick=None):
+        return reproduce(clue, seconds, LOST_CHECK, variant_of(Job(VARIANTS[LOST_CHECK][1].scenario, variant=LOST_CHECK)), tick)
+
+    monkeypatch.setattr(main, "load_mix", broken_mix)
+    monkeypatch.setattr(kept, "reproduce", on_broken_code)
+    out = tmp_path / "out.json"
+    options = StressOptions(seconds=30, seed=3, chaos=True, quiet=True, reproduce=40, run_dir=str(tmp_path), json=str(out))
+    assert main.run_stress(options) == 1
+    data = json.loads(out.read_text())
+    token = Token.parse(data["reproduced"]["token"])
+    assert token.symptom.startswith("page_remove_rmap") and data["violations"][0]["token"] == str(token)
+    run_dir = tmp_path / "latest"
+    assert {"report.html", "trace.pftrace", "report.txt", "summary.json"} <= {path.name for path in run_dir.iterdir()}
+    assert "here" in (run_dir / "reproduced" / "chart.txt").read_text()
+    assert json.loads((run_dir / "summary.json").read_text())["reproduced"] == data["reproduced"]
