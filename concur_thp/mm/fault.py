@@ -130,7 +130,7 @@ def do_fault(cpu: Cpu, vma: Vma, addr: int, flags: int, pmd: Entry):
 @inline
 def __do_fault(cpu: Cpu, vma: Vma, addr: int):
     """The page of the file: locked, with a reference, in cpu.scratch[0]; else an error."""
-    return filemap_fault(cpu, vma, linear_page_index(vma, addr))
+    return filemap_fault(cpu, vma, linear_page_index(cpu, vma, addr))
 
 
 @kernel

@@ -58,7 +58,7 @@ def __page_set_anon_rmap(cpu: Cpu, page: Page, vma: Vma, addr: int, exclusive: i
     if not PageAnon(page):
         nr = vma.anon_vma
         page.mapping = anon_mapping(nr if exclusive else anon_vmas[nr].root)
-        page.index = linear_page_index(vma, addr)
+        page.index = linear_page_index(cpu, vma, addr)
 
 
 @inline
@@ -67,8 +67,8 @@ def __page_check_anon_rmap(cpu: Cpu, page: Page, vma: Vma, addr: int):
     root = anon_vmas[page_anon_vma_nr(page)].root
     bug_on(cpu, root != anon_vmas[vma.anon_vma].root, "anon rmap: another root (values: pfn, vma)", page_to_pfn(page),
            vmas.index(vma))
-    bug_on(cpu, page_to_pgoff(page) != linear_page_index(vma, addr), "anon rmap: another index (values: pfn, address)",
-           page_to_pfn(page), addr)
+    index = linear_page_index(cpu, vma, addr)
+    bug_on(cpu, page_to_pgoff(page) != index, "anon rmap: another index (values: pfn, address)", page_to_pfn(page), addr)
 
 
 @inline

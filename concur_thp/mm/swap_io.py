@@ -10,7 +10,7 @@ from typing import Any
 from concur_thp.arch.bug import bug_on
 from concur_thp.arch.builtins import copy_bytes, cpu_relax, smp_wmb
 from concur_thp.arch.cpu import Cpu
-from concur_thp.arch.futex import ALL_WAITERS, futex_wake, sched_yield, spins
+from concur_thp.arch.futex import sched_yield, spins
 from concur_thp.arch.irq import cpu_park, cpu_resume
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.listen import point
@@ -24,18 +24,15 @@ from concur_thp.mm.page_flags import (
     PageTransHuge,
     PG_locked,
     PG_uptodate,
-    PG_waiters,
     PG_writeback,
     SetFlag,
     TestFlag,
-    compound_head,
     hpage_nr_pages,
     page_to_pfn,
 )
 from concur_thp.mm.page_lock import unlock_page
 from concur_thp.mm.swap_state import try_to_free_swap
 from concur_thp.mm.vmstat import Stat, count_vm_event, mod_stat
-from concur_thp.sync.bit_lock import FlagWord, bit_wait
 
 LATENCY_SPINS = 100
 """How long the device takes: this many pauses, some microseconds, and one chance for other processes to run."""
@@ -77,20 +74,8 @@ def set_page_writeback(cpu: Cpu, page: Page):
 
 @inline
 def end_page_writeback(page: Page):
-    """The page is on the device; wake who waits for that."""
-    old = page.flags.and_(~(1 << PG_writeback | 1 << PG_waiters))
-    if old & (1 << PG_waiters) != 0:
-        futex_wake(page, ALL_WAITERS)
-
-
-@kernel
-def wait_on_page_writeback(cpu: Cpu, page: Page):
-    """Sleep while the page is being written.
-
-    Context: may sleep; the caller has a reference.
-    Linux: mm/filemap.c wait_on_page_writeback
-    """
-    bit_wait(cpu, FlagWord(int(compound_head(page))), PG_writeback, PG_waiters)
+    """The page is on the device. Nobody waits for that: who finds it being written leaves it alone."""
+    page.flags.and_(~(1 << PG_writeback))
 
 
 @kernel

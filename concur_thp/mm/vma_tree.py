@@ -4,9 +4,11 @@ Linux keeps them in a list and a tree; here they are one sorted array of numbers
 tens of vmas, is searched at every fault and changed seldom. `map_count` is the length of the array.
 """
 
-from concur_thp.arch.bug import bug_on
+from concur_thp.arch.bug import bug_on, panic_check
 from concur_thp.arch.builtins import cpu_relax, smp_rmb
 from concur_thp.arch.cpu import Cpu
+from concur_thp.arch.futex import sched_yield, spins
+from concur_thp.arch.irq import ipi_poll
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.config import PAGE_SHIFT
 from concur_thp.mm.flags import VM_GROWSDOWN
@@ -22,6 +24,8 @@ from concur_thp.mm.i_mmap import (
 from concur_thp.mm.mm_types import Mm, Page, Slot, Vma, mem_map, mm_globals, mms, vma_slots, vmas
 from concur_thp.mm.page_flags import compound_head, hpage_nr_pages
 
+SPINS = 60
+
 # -- where in a vma ---------------------------------------------------------------------------------------------------
 
 
@@ -31,15 +35,15 @@ def vma_pages(vma: Vma):
 
 
 @inline
-def linear_page_index(vma: Vma, addr: int):
+def linear_page_index(cpu: Cpu, vma: Vma, addr: int):
     """The page offset that `addr` maps. mmap_sem or the rmap locks held."""
     if vma.vm_flags & VM_GROWSDOWN:
-        return stack_page_index(vma, addr)
+        return stack_page_index(cpu, vma, addr)
     return ((addr - vma.vm_start) >> PAGE_SHIFT) + vma.vm_pgoff
 
 
 @kernel
-def stack_page_index(vma: Vma, addr: int):
+def stack_page_index(cpu: Cpu, vma: Vma, addr: int):
     """linear_page_index() of a stack: expand_stack() on another CPU may be between its new start and its new pgoff.
 
     Context: as linear_page_index(), a ptl may be held; not page_table_lock, under which a stack grows.
@@ -49,6 +53,7 @@ def stack_page_index(vma: Vma, addr: int):
     mmap_sem write.
     """
     lock = mms[vma.vm_mm].page_table_lock
+    tries = 0
     while True:
         if lock.word.load() == 0:
             start = vma.vm_start
@@ -57,7 +62,13 @@ def stack_page_index(vma: Vma, addr: int):
             # Only ever downwards: if it is still the same, none that began meanwhile had changed either of the two.
             if lock.word.load() == 0 and vma.vm_start == start:
                 return ((addr - start) >> PAGE_SHIFT) + pgoff
-        cpu_relax()
+        ipi_poll(cpu)
+        panic_check(cpu)
+        tries += 1
+        if tries > spins(SPINS):
+            sched_yield()
+        else:
+            cpu_relax()
 
 
 @inline

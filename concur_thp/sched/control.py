@@ -32,6 +32,8 @@ from concur_thp.sched.state import (
 ABSENT, READY, BLOCKED, YIELDED, DONE = (int(s) for s in Status)
 MOST_IDLE = 200
 """A CPU that polls may look so often while nobody moves; then nobody ever will."""
+ALONE_BOUND = 10_000_000
+"""Points of run_alone(); broken code may go round in a circle."""
 NOBODY = -1
 POINTER, MAIN = SchedCpu.FIELDS["pointer"].offset, Sched.FIELDS["main"].offset
 
@@ -76,9 +78,10 @@ def after():
 
 @inline
 def can_run(number: int):
-    """Could this CPU move? One that polls only after another has moved, or has sent it a request."""
+    """Could this CPU move? One that polls only after another has moved, or has sent it a request that it may serve."""
     it = sched_cpus[number]
-    return it.status == READY or (it.status == YIELDED and (sched.steps > it.since or cpus[number].ipi_bits.read() != 0))
+    called = cpus[number].ipi_bits.read() != 0 and cpus[number].irq_off == 0
+    return it.status == READY or (it.status == YIELDED and (called or sched.steps > it.since))
 
 
 @kernel
@@ -97,7 +100,7 @@ def decide(cpu: Cpu, reason: int):
     if ran > 0:
         sched.idle = 0
     to = NOBODY
-    if sched.steps > sched.bound:
+    if sched.steps > sched.bound or sched.stretches >= MAX_STRETCHES - 1:  # What could not be replayed counts as endless.
         finish(cpu, Verdict.LIVELOCK)
     else:
         to = pick(cpu.id, reason)
@@ -324,6 +327,7 @@ def run_once(seed: int):
         it.began = 0
         it.granted = 0
         it.ended = 0
+        it.since = 0
         it.pointer = lay_out_stack(it.stack, sched.body, int(cpus[i]))
         cpus[i].budget = 0
         cpus[i].site = 0
@@ -337,7 +341,10 @@ def run_once(seed: int):
     sched.diverged = -1
     prepare(seed)
     begin_races()
+    sched.current = NOBODY
     to = pick(-1, Reason.START)
+    if to == NOBODY:
+        return sched.verdict
     give(to)
     sched.current = to
     set_current(cpus[to])
@@ -405,10 +412,12 @@ def run_alone():
     sched.idle = 0
     sched.verdict = 0
     sched.current = 0
-    cpus[0].budget = 1 << 40
-    it.granted = 1 << 40
+    cpus[0].budget = ALONE_BOUND
+    it.granted = ALONE_BOUND
     set_current(cpus[0])
+    kept = sched.stretches
     switch_stack(int(sched) + MAIN, it.pointer)
+    sched.stretches = kept  # Nothing of this belongs to the schedule that went before.
     return sched.verdict
 
 

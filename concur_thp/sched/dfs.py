@@ -6,9 +6,10 @@ what lies behind is forgotten. Taking the processor from a CPU that could go on 
 by itself may be followed by anyone for nothing. (Musuvathi, Qadeer: iterative context bounding, PLDI 2007)
 """
 
+from concur_thp.arch.cpu import cpus
 from concur_thp.arch.linker import inline, kernel, quiet
-from concur_thp.sched.control import NOBODY, can_run
-from concur_thp.sched.state import MAX_STRETCHES, Reason, Stretch, sched, sched_plan
+from concur_thp.sched.control import NOBODY, can_run, finish
+from concur_thp.sched.state import MAX_STRETCHES, Reason, Status, Stretch, Verdict, sched, sched_cpus, sched_plan
 
 ALONE_GRANT = 16
 FOREVER = 1 << 40
@@ -39,6 +40,16 @@ def able():
 
 
 @inline
+def polling():
+    """Does any CPU wait for what nobody announces?"""
+    found = 0
+    for i in range(sched.nr):
+        if sched_cpus[i].status == Status.YIELDED:
+            found = 1
+    return found
+
+
+@inline
 def cost(node: Stretch, to: int):
     """Preemptions that an answer costs."""
     return 1 if node.op != 0 and node.op != to + 1 else 0
@@ -60,11 +71,14 @@ def dfs_pick(cpu: int, reason: int):
         stays = cpu + 1
     sched.grant = 1
     if bits & (bits - 1) == 0:
-        sched.grant = ALONE_GRANT  # Nobody else can; whoever is woken has us asked again.
+        # Nobody else can. Whoever is woken has us asked again; whoever polls may find something after each step.
+        sched.grant = 1 if polling() else ALONE_GRANT
         return lowest(bits)
     if stays != 0 and sched.spent >= sched.depth:
         sched.grant = FOREVER
         return cpu
+    if sched.at >= MAX_STRETCHES - 1:
+        finish(cpus[sched.current], Verdict.LIVELOCK)  # No path goes on for so long.
     node = sched_plan[sched.at]
     if sched.at >= sched.expected:
         node.cpu = cpu if stays != 0 else lowest(bits)
@@ -72,8 +86,7 @@ def dfs_pick(cpu: int, reason: int):
         node.steps = 1 << node.cpu
         node.op = stays
         node.spare = sched.spent
-        if sched.at < MAX_STRETCHES - 1:
-            sched.expected = sched.at + 1
+        sched.expected = sched.at + 1
     to = node.cpu
     sched.spent = sched.spent + cost(node, to)
     sched.at = sched.at + 1

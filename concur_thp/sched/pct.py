@@ -7,7 +7,7 @@ steps (Burckhardt et al., ASPLOS 2010).
 from concur_thp.arch.linker import inline, kernel, quiet
 from concur_thp.sched.control import NOBODY, can_run
 from concur_thp.sched.draw import draw_below, seed_draws
-from concur_thp.sched.state import MAX_CHANGES, Reason, sched, sched_cpus
+from concur_thp.sched.state import MAX_CHANGES, Reason, Status, sched, sched_cpus
 
 FIRST_LENGTH = 400
 """Assumed steps of a run before one has been seen."""
@@ -71,7 +71,7 @@ def pct_pick(cpu: int, reason: int):
         if can_run(i):
             if to == NOBODY or sched_cpus[i].priority > sched_cpus[to].priority:
                 to = i
-        elif sched_cpus[i].since != 0:
+        elif sched_cpus[i].status == Status.YIELDED:
             polls = 1
     grant = FOREVER
     if sched.next_change < changes:

@@ -8,7 +8,7 @@ the plan nobody is preempted any more.
 from concur_thp.arch.cpu import cpus
 from concur_thp.arch.linker import kernel, quiet
 from concur_thp.sched.control import NOBODY, can_run, finish
-from concur_thp.sched.state import Reason, Status, Verdict, sched, sched_cpus, sched_plan
+from concur_thp.sched.state import MAX_STRETCHES, Reason, Status, Verdict, sched, sched_cpus, sched_plan
 
 FOREVER = 1 << 40
 
@@ -36,7 +36,8 @@ def replay_pick(cpu: int, reason: int):
     if reason != Reason.START:
         row = sched_plan[sched.at]
         passed = sched_cpus[cpu].steps - sched_cpus[cpu].began
-        if passed < row.steps and reason == Reason.YIELD:
+        stays = row.reason == Reason.BLOCK or row.reason == Reason.DONE
+        if reason == Reason.YIELD and cpu == row.cpu and (passed < row.steps or (passed == row.steps and stays)):
             sched.grant = row.steps - passed if row.reason == Reason.PREEMPT else FOREVER
             return cpu  # Nobody else could go on when it was recorded either.
         if passed != row.steps or cpus[cpu].site != row.site or cpu != row.cpu:
@@ -52,7 +53,8 @@ def replay_pick(cpu: int, reason: int):
     status = sched_cpus[row.cpu].status
     if status != Status.READY and status != Status.YIELDED:
         return diverged(row.cpu)
-    sched.grant = row.steps if row.reason == Reason.PREEMPT else FOREVER
+    full = sched.at == MAX_STRETCHES - 1  # decide() ended it there: the log was full.
+    sched.grant = row.steps if full or row.reason == Reason.PREEMPT else FOREVER
     return row.cpu
 
 
@@ -62,10 +64,13 @@ def diverged(cpu: int):
     """Not what was recorded: the run ends here.
 
     Context: as pick().
-    Emulator: never returns.
+    Return: NOBODY, at the beginning of a run.
+    Emulator: returns nowhere else.
     """
     sched.diverged = sched.steps
-    finish(cpus[sched.current], Verdict.DIVERGED)
+    sched.verdict = Verdict.DIVERGED
+    if sched.current != NOBODY:  # Else no CPU has moved yet, and there is no stack to leave.
+        finish(cpus[sched.current], Verdict.DIVERGED)
     return NOBODY
 
 

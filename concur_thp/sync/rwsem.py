@@ -226,7 +226,6 @@ def rwsem_wait(cpu: Cpu, sem: RwSem, cls: int, kind: int):
     # With the bit set the holders will call rwsem_wake(); if the last one went before that, nobody would: so grant now.
     sem.count.or_(RWSEM_WAITERS)
     rwsem_grant(cpu, sem)
-    sem.wait_lock.store(0)
     while cpu.wait_granted.load() == 0:
         cpu_sleep(cpu, int(cpu) + GRANTED, 0)
     trace(cpu, Tracepoint.contention_end, sem, cls, 0)
@@ -266,37 +265,52 @@ def rwsem_wake(cpu: Cpu, sem: RwSem):
     """
     _lock_queue(cpu, sem)
     rwsem_grant(cpu, sem)
-    sem.wait_lock.store(0)
 
 
 @kernel
 def rwsem_grant(cpu: Cpu, sem: RwSem):
     """Hand over to the head of the queue: one writer, or every reader up to the next writer.
 
-    Context: wait_lock held. RWSEM_WAITERS is set, so nobody takes the semaphore past us; readers may still leave.
-    Linux: kernel/locking/rwsem-xadd.c __rwsem_mark_wake
+    Context: wait_lock held, and released here. RWSEM_WAITERS is set, so nobody takes the semaphore past us; readers may
+    still leave.
+    Linux: kernel/locking/rwsem-xadd.c __rwsem_mark_wake, wake_up_q
     """
-    while sem.head != 0:
-        first = cpus[sem.head - 1]
-        seen = sem.count.read()
-        if first.wait_kind == WAIT_WRITE:
-            if seen & (RWSEM_WRITER | RWSEM_READERS) != 0:
-                return 0
+    first = sem.head
+    granted = 0
+    more = 1
+    while more and sem.head != 0:
+        waiter = cpus[sem.head - 1]
+        more = _grant_one(sem, waiter)
+        if more != 0:
+            granted += 1
+            sem.head = waiter.wait_next
+            more = waiter.wait_kind == WAIT_READ
+    if granted != 0 and sem.head == 0:
+        sem.tail = 0
+        sem.count.and_(~RWSEM_WAITERS)
+    # The last of us to touch the semaphore: whoever is told that it owns it may free what it stands in.
+    sem.wait_lock.store(0)
+    while granted != 0:
+        owner = cpus[first - 1]
+        first = owner.wait_next  # Before it is told: then it may wait for another.
+        owner.wait_granted.store(1)
+        futex_wake(int(owner) + GRANTED, 1)
+        granted -= 1
+
+
+@inline
+def _grant_one(sem: RwSem, waiter: Cpu):
+    """Count the waiter in, if the semaphore is free for it. Returns 1 then."""
+    seen = sem.count.read()
+    free = 0
+    if waiter.wait_kind == WAIT_WRITE:
+        if seen & (RWSEM_WRITER | RWSEM_READERS) == 0:
             sem.count.add(RWSEM_WRITER)
-        else:
-            if seen & RWSEM_WRITER != 0:
-                return 0
-            sem.count.add(1)
-        kind = first.wait_kind
-        sem.head = first.wait_next
-        if sem.head == 0:
-            sem.tail = 0
-            sem.count.and_(~RWSEM_WAITERS)
-        first.wait_granted.store(1)
-        futex_wake(int(first) + GRANTED, 1)
-        if kind == WAIT_WRITE:
-            return 0
-    return 0
+            free = 1
+    elif seen & RWSEM_WRITER == 0:
+        sem.count.add(1)
+        free = 1
+    return free
 
 
 @inline

@@ -53,6 +53,8 @@ def _run(cell: Cell, again: Repeat) -> None:
         cell.explore(again.seed - again.runs + 1, again.runs, time.monotonic() + FOREVER_SECONDS, lambda tally: None)
     else:
         cell.controlled.run(again.seed, 1)
+        if not cell.controlled.complete:
+            cell.judge()  # What a run leaves behind may be as deadly.
 
 
 def _wait(cell: Cell, child: int, patience: float) -> int | None:
@@ -88,10 +90,13 @@ def _failure(cell: Cell, status: int | None) -> Failure | None:
 
 def _schedule(cell: Cell) -> Schedule:
     """The stretches that were written down, and the one that was under way."""
+    written = cell.schedule()
+    if written and written[-1].reason == Reason.END:
+        return written  # It died of what the run has left.
     number = sched.current
     passed = sched_cpus[number].granted - cpus[number].budget
     last = Stretch(number, int(Reason.END), sched_cpus[number].steps - sched_cpus[number].began + passed, cpus[number].site)
-    return (*cell.schedule(), last)
+    return (*written, last)
 
 
 __all__ = ["Repeat", "in_a_fork"]

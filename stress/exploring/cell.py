@@ -18,13 +18,14 @@ from concur_thp.check.audit import audit
 from concur_thp.check.dump import report_text
 from concur_thp.check.lock_names import describe_wait, wait_cycle
 from concur_thp.config import MachineConfig
+from concur_thp.errors import Misuse
 from concur_thp.machine import Machine
 from concur_thp.program.rows import CHECK, SETUP, run_program, run_rows
 from concur_thp.program.step import parse_program
-from concur_thp.sched.batch import batch, state_is_good
+from concur_thp.sched.batch import MAX_KINDS, batch, state_is_good
 from concur_thp.sched.races import races, watch_access
 from concur_thp.sched.snapshot import SEGMENT
-from concur_thp.sched.state import Status, Verdict, sched, sched_cpus, sched_log, sched_plan
+from concur_thp.sched.state import MAX_STRETCHES, Status, Verdict, sched, sched_cpus, sched_log, sched_plan
 from concur_thp.trace.places import place_name
 from stress.exploring.job import KINDS, Failure, Job, Schedule, Stretch, Tally
 from stress.scenarios.arena import arena, arena_clear, arena_empty
@@ -110,7 +111,7 @@ class Cell:
     def _count(self, tally: Tally, began: float) -> None:
         tally.schedules, tally.distinct = batch.done, batch.schedules
         tally.steps, tally.states, tally.seconds = batch.steps, batch.states, time.monotonic() - began
-        tally.outcomes = {name: batch.ends[number] for number, name in enumerate(self.outcomes)}
+        tally.outcomes = {name: batch.ends[number] for number, name in enumerate(self.outcomes[:MAX_KINDS])}
 
     def judge(self) -> Failure | None:
         """What the run that has just ended in a way never seen before is worth. The machine is not restored here."""
@@ -151,7 +152,7 @@ class Cell:
         yield "leak", [str(v) for v in audit(self.machine.config, expect_empty=True).violations]
         if outcome not in self.outcomes:
             self.outcomes.append(str(outcome))
-        state_is_good(batch.state, self.outcomes.index(str(outcome)))
+        state_is_good(batch.state, min(self.outcomes.index(str(outcome)), MAX_KINDS - 1))
 
     def schedule(self) -> Schedule:
         """The stretches of the last run."""
@@ -160,6 +161,8 @@ class Cell:
 
     def plan(self, schedule: Schedule) -> None:
         """What strategies replay and guided follow."""
+        if len(schedule) > MAX_STRETCHES or any(not 0 <= s.cpu < self.nr or s.steps < 0 for s in schedule):
+            raise Misuse(f"the schedule is none of {self.nr} CPUs: the token is damaged, or of another version")
         for number, stretch in enumerate(schedule):
             row = sched_plan[number]
             row.cpu, row.reason, row.steps, row.site = stretch
@@ -170,8 +173,8 @@ class Cell:
         self.controlled.choose(strategy, self.job.depth)
         self.plan(schedule)
         self.controlled.run(0, 1)
-        failure = None if self.controlled.complete else self.judge()
         self.last = self.schedule()
+        failure = None if self.controlled.complete else self.judge()
         self.controlled.restore()
         return failure
 
@@ -196,7 +199,7 @@ def describe_end(config: MachineConfig, verdict: Verdict) -> str:
         cycle = " -> ".join(f"cpu {n}" for n in wait_cycle(config))
         return f"nobody can go on{f' ({cycle})' if cycle else ''}: {waits}"
     if verdict == Verdict.LIVELOCK:
-        return f"no end in sight after {sched.bound} points: {waits}"
+        return f"no end in sight after {min(sched.steps, sched.bound)} points: {waits}"
     return f"diverged from what was recorded at step {sched.diverged}"
 
 

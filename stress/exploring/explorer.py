@@ -163,7 +163,7 @@ class Explorer:
         if not runs:
             raise EmulatorError(f"a cell {text} before its first run")
         self._end()
-        failure = self._autopsy(seed, runs, longest)
+        failure = self._autopsy(seed, longest)
         if failure is None:
             text = f"a cell {text} in the run of seed {seed}, and not when that was repeated"
             if code is None:
@@ -173,8 +173,8 @@ class Explorer:
         failure.seed, failure.runs = seed, runs
         return failure
 
-    def _autopsy(self, seed: int, runs: int, longest: int) -> Failure | None:
-        again = Repeat(seed, longest, runs if self.job.strategy in ONE_CELL else 1)
+    def _autopsy(self, seed: int, longest: int) -> Failure | None:
+        again = Repeat(seed, longest, seed - first_seed(self.job, 0) + 1 if self.job.strategy in ONE_CELL else 1)
         receiver, sender = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_autopsy, args=(self.job, self.variant, again, sender, os.getpid()), daemon=True)
         process.start()
@@ -193,6 +193,11 @@ class Explorer:
             process.join()
             receiver.close()
         self._cells.clear()
+
+
+def first_seed(job: Job, number: int) -> int:
+    """The seed of a cell's first run."""
+    return job.seed * (SEEDS_OF_A_CELL << 8) + number * SEEDS_OF_A_CELL
 
 
 def _receive(receiver: Any) -> Any:
@@ -225,8 +230,7 @@ def _cell(explorer: Explorer, number: int, core: int, deadline: float, sender: A
                     last = time.monotonic()
                     sender.send(("tick", (tally, None)))
 
-            first = explorer.job.seed * (SEEDS_OF_A_CELL << 8) + number * SEEDS_OF_A_CELL
-            sender.send(("done", cell.explore(first, explorer.schedules, deadline, tick)))
+            sender.send(("done", cell.explore(first_seed(explorer.job, number), explorer.schedules, deadline, tick)))
     except BaseException:
         sender.send(("error", traceback.format_exc()))
     os._exit(0)

@@ -58,8 +58,11 @@ class Token:
             packed = base64.urlsafe_b64decode(text.removeprefix(PREFIX) + "==")
             data: dict[str, Any] = json.loads(zlib.decompress(packed))
             plan = tuple(Stretch(*map(int, row)) for row in data["plan"])
-            programs = tuple(data["job"].pop("programs", ()))
-            return cls(Job(**data["job"], programs=programs, plan=plan), data["kind"], data["symptom"], data["code"])
+            programs = tuple(map(str, data["job"].pop("programs", ())))
+            job = Job(**data["job"], programs=programs, plan=plan)
+            if any(value is not None and type(value) is not type(vars(job)[name]) for name, value in vars(Job("")).items()):
+                raise ValueError
+            return cls(job, str(data["kind"]), str(data["symptom"]), str(data["code"]))
         except (ValueError, KeyError, TypeError, zlib.error, binascii.Error) as error:
             raise Misuse(f"the token is damaged ({type(error).__name__}): copy it whole, or pass the file token.txt") from None
 

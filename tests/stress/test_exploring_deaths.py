@@ -97,15 +97,16 @@ def test_dfs_is_repeated_from_its_beginning():
 
 def test_when_the_parent_is_killed_its_cells_end(tmp_path):
     """Also in the middle of an exploration that nobody else would end."""
-    command = [sys.executable, "-m", "concur_thp", "explore", PCT.scenario, "--seconds", "60", "--run-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "concur_thp", "explore", PCT.scenario, "--seconds", "300", "--run-dir", str(tmp_path)]
     explore = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     children = Path(f"/proc/{explore.pid}/task/{explore.pid}/children")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while len(pids := children.read_text().split()) < 2 and time.monotonic() < deadline:
+        assert explore.poll() is None
         time.sleep(0.05)
     explore.kill()
     explore.wait()
-    assert pids
+    assert len(pids) == 2
     while any(Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text() for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.01)
