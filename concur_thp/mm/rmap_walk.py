@@ -23,13 +23,12 @@ from concur_thp.config import NR_CPUS, PAGE_SHIFT
 from concur_thp.mm.anon_vma_ref import (
     anon_vma_root,
     anon_vma_unlock_read,
-    page_anon_vma,
     page_lock_anon_vma_read,
 )
 from concur_thp.mm.anon_vma_tree import anon_vma_first, anon_vma_next
 from concur_thp.mm.i_mmap import vma_interval_tree_first, vma_interval_tree_next
 from concur_thp.mm.mm_types import MAPPING_SHIFT, Page, Vma, anon_vmas, avcs, files, mem_map, vmas
-from concur_thp.mm.page_flags import PageAnon, PageTail, PG_locked, TestFlag, hpage_nr_pages, page_to_pfn
+from concur_thp.mm.page_flags import PageAnon, PageTail, PG_locked, TestFlag, hpage_nr_pages, page_anon_vma_nr, page_to_pfn
 from concur_thp.mm.page_vma_mapped import (
     PVMW_MIGRATION,
     PVMW_SYNC,
@@ -56,7 +55,7 @@ class RmapWalk(Struct, size=64):
     anon_vma = field(I32, "cpu", "the anon_vma walked, 0 when it is a file")
     file = field(I32, "cpu", "the file walked, 0 when it is an anon_vma")
     at = field(I32, "cpu", "the chain (anon) or vma (file) last given out, 0 at the start")
-    locked = field(I32, "cpu", "anon_vma that rmap_walk_lock() has locked")
+    locked = field(I32, "cpu", "anon_vma that rmap_walk_lock() has locked, and that is walked; 0: the caller has, or a file")
     first = field(I64, "cpu", "the page's first offset in the mapping")
     last = field(I64, "cpu", "its last")
 
@@ -107,7 +106,7 @@ def rmap_walk_unlock(cpu: Cpu, page: Page):
 def rmap_walk_begin(cpu: Cpu, page: Page, flags: int):
     """Begin to walk the vmas of a page; `flags` are the PVMW_* bits of the walk in each.
 
-    Context: the rmap lock held, in any mode; a head or small page. This CPU is in no other walk.
+    Context: as rmap_walk_begin_range(): the rmap lock held, in any mode; a head or small page. This CPU is in no other walk.
     Linux: mm/rmap.c rmap_walk_locked
     """
     rmap_walk_begin_range(cpu, page, page, hpage_nr_pages(page), flags)
@@ -118,8 +117,8 @@ def rmap_walk_begin_range(cpu: Cpu, page: Page, target: Page, nr: int, flags: in
     """Begin to walk the vmas of `nr` pages with successive indices from `page` on, in search of entries that name the
     pages from `target` on.
 
-    Context: as rmap_walk_begin(); `page` tells mapping and index.
-    Linux: mm/migrate.c remove_migration_ptes
+    Context: as rmap_walk_begin(); `page` tells mapping and index. Page lock held, unless the lock is rmap_walk_lock()'s.
+    Linux: mm/migrate.c remove_migration_ptes; mm/rmap.c rmap_walk_anon, its choice of anon_vma
     """
     bug_on(cpu, PageTail(page), "rmap_walk: a tail (value: pfn)", page_to_pfn(page), page.compound_head)
     walk = rmap_walks[cpu.id]
@@ -131,9 +130,13 @@ def rmap_walk_begin_range(cpu: Cpu, page: Page, target: Page, nr: int, flags: in
     walk.first = page.index
     walk.last = page.index + nr - 1
     if PageAnon(page):
-        anon_vma = page_anon_vma(page)
-        assert_held(cpu, anon_vma_root(anon_vma).rwsem)
-        walk.anon_vma = anon_vmas.index(anon_vma)
+        # The anon_vma that was locked. Without the page lock `mapping` may since have become that of a child that wrote to
+        # the page (still found from here: a child's vma is in its ancestors' anon_vmas too), and when the child is gone,
+        # that of nobody, or of a stranger whose rwsem we do not have: the struct is used again.
+        walk.anon_vma = walk.locked
+        if walk.locked == 0:  # Locked by the caller, who has the page lock too.
+            walk.anon_vma = page_anon_vma_nr(page)
+        assert_held(cpu, anon_vma_root(anon_vmas[walk.anon_vma]).rwsem)
         walk.file = 0
     else:
         walk.anon_vma = 0
