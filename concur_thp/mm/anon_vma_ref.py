@@ -164,7 +164,8 @@ def mapping_anon_vma(mapping: int) -> AnonVma:
 
 @inline
 def page_anon_vma(page: Page) -> AnonVma:
-    """The anon_vma of a page, NULL if it is not anon. Stable under page lock, or while mapped."""
+    """The anon_vma of a page, NULL if it is not anon. Stable under the page lock only: a child that stores to the page while
+    nobody else maps it moves it to its own. When nothing maps the page any more it may name a free struct, or a stranger's."""
     return mapping_anon_vma(compound_head(page).mapping)
 
 
@@ -206,7 +207,8 @@ def page_lock_anon_vma_read(cpu: Cpu, page: Page) -> AnonVma:
     """The anon_vma of a mapped anon page, locked for reading; page_unlock_anon_vma_read() gives it back.
 
     Context: the caller has a reference of the page. May sleep.
-    Return: the anon_vma; NULL if the page is not mapped (any more).
+    Return: the anon_vma, which is the one to walk: without the page lock page_anon_vma() may be another by now. NULL if the
+    page is not mapped (any more).
     Linux: mm/rmap.c page_lock_anon_vma_read
     Differs: looks for a new `mapping` too, as page_get_anon_vma().
     """
