@@ -345,6 +345,7 @@ def run_once(seed: int):
     to = pick(-1, Reason.START)
     if to == NOBODY:
         return sched.verdict
+    sched.grant = min(sched.grant, sched.bound + 1)
     give(to)
     sched.current = to
     set_current(cpus[to])

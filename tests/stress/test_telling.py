@@ -9,6 +9,7 @@ import pytest
 from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import Trace, TrackEvent
 
 from concur_thp.rules.table import VARIANTS
+from concur_thp.sched.state import Verdict
 from concur_thp.trace.perfetto import rings_trace
 from stress.breaking.hunt import job_for
 from stress.exploring import handover
@@ -144,3 +145,12 @@ def test_a_failure_that_cannot_be_told_is_still_handed_over(monkeypatch):
     monkeypatch.setattr(handover, "Teller", Broken)
     told = tell(token, failure)
     assert told.chart == "" and told.dump == failure.report and told.schedule
+
+
+def test_a_livelock_of_one_cpu_ends_when_it_is_replayed_and_told():
+    """The first grant of a run was not held to the bound: a replay whose only stretch goes round for ever never came back."""
+    token, _ = failure_of("R12a")
+    assert token.kind == "livelock"
+    with Teller(token.job) as teller:
+        story = teller.tell(token.job.plan)
+        assert teller.schedule() == token.job.plan and story.verdict == Verdict.LIVELOCK
