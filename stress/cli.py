@@ -111,6 +111,8 @@ def explore(scenario: str | None, strategy: str, depth: int, schedules: int, sec
         from stress.scenarios.registry import SCENARIOS
 
         raise Misuse(f"pass a SCENARIO or `all`: {', '.join(sorted(SCENARIOS))}")
+    if strategy == "pct" and not 1 <= depth <= 16:
+        raise Misuse(f"--depth {depth}: pass 1 to 16 with --strategy pct, such as 3")
     job = Job(scenario, order=order, cpus=cpus, strategy=strategy, depth=depth, seed=seed, checks=checks, races=races,
               build="traced" if races else "checked")
     return run_explore(ExploreOptions(job, schedules, seconds, json=json_path, quiet=quiet, run_dir=run_dir))

@@ -15,7 +15,7 @@ from concur_thp.machine import Machine
 from concur_thp.sched import batch as batches
 from concur_thp.sched import control, dfs, pct, random, replay
 from concur_thp.sched.snapshot import Snapshot, address_of
-from concur_thp.sched.state import Verdict, sched, sched_cpus
+from concur_thp.sched.state import MAX_CHANGES, Verdict, sched, sched_cpus
 
 STRATEGIES: dict[str, tuple[Kernel, ...]] = {
     "random": (random.random_prepare, random.random_pick),
@@ -69,7 +69,8 @@ class Controlled:
         redirect(control.prepare, prepare)
         redirect(control.pick, pick)
         redirect(control.after, after[0] if after else nothing_after)
-        sched.depth = depth
+        # pct keeps so many change points; shrinking asks for one more than a failure has preemptions.
+        sched.depth = min(depth, MAX_CHANGES) if strategy == "pct" else depth
         sched.expected = sched.exhausted = 0
 
     @contextmanager

@@ -154,3 +154,14 @@ def test_a_seed_means_the_same_whatever_ran_before():
             last = [(sched_log[i].cpu, sched_log[i].steps) for i in range(sched.stretches)]
             controlled.restore()
         assert last == first and batch.done == 7
+
+
+def test_pct_keeps_to_its_change_points():
+    """A depth beyond them used to be written over what stands behind."""
+    with runs_of(poll_for_a_moment) as controlled:
+        controlled.choose("pct", 99)
+        before = sched.exhausted, sched.spent, sched.at, sched.expected, sched.diverged
+        controlled.run(1, 1)
+        assert (sched.exhausted, sched.spent, sched.at, sched.expected, sched.diverged) == before[:4] + (-1,)
+        assert sched.depth == state.MAX_CHANGES
+        controlled.restore()
