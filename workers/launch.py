@@ -18,9 +18,10 @@ from typing import Any
 from loguru import logger
 from multiprocess import get_context
 
-from concur_thp.arch.bug import abort_when_parked, describe_bug
+from concur_thp.arch.bug import abort_when_parked
 from concur_thp.arch.cpu import Cpu, cpus
 from concur_thp.arch.system import system
+from concur_thp.check.broken_rule import explain_bug
 from concur_thp.check.dump import report_text
 from concur_thp.machine import Machine
 
@@ -155,7 +156,7 @@ class Crew:
         deadline = time.monotonic() + 1.0
         while not system.bug_done.load() and time.monotonic() < deadline:
             time.sleep(0.001)  # The reporter is between setting `panicked` and completing its report.
-        what = describe_bug()
+        what = explain_bug()
         self.outcome = Outcome("bug", system.bug_cpu, what, self._report(what), self.outcome.results)
 
     def _check_movement(self) -> None:

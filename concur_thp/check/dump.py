@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from concur_thp.arch.bug import describe_bug
 from concur_thp.arch.cpu import CpuState, cpus
 from concur_thp.arch.linker import texts
 from concur_thp.arch.points import Point
 from concur_thp.arch.system import system
 from concur_thp.arch.tlb import tlb_contexts
+from concur_thp.check.broken_rule import explain_bug
 from concur_thp.check.clock import read_cycles
 from concur_thp.check.events import event_text, page_events, ring_events
 from concur_thp.check.facts import Facts
@@ -253,7 +253,7 @@ def bug_text() -> str:
     """The first line: what was broken, or that nothing was."""
     if not system.panicked.read():
         return "no bug was reported"
-    return f"BUG {describe_bug()}"
+    return f"BUG {explain_bug()}"
 
 
 def bug_pfn(config: MachineConfig) -> int | None:

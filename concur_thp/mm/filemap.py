@@ -21,8 +21,8 @@ from concur_thp.mm.mm_types import (
     MM_SHMEMPAGES,
     NIL,
     POOL_FILE,
+    CacheSlot,
     Page,
-    Slot,
     Vma,
     cache_slots,
     files,
@@ -48,7 +48,7 @@ CONTENT_MARK = 1 << 60
 
 
 @inline
-def cache_slot(file: int, index: int) -> Slot:
+def cache_slot(file: int, index: int) -> CacheSlot:
     return cache_slots[file * mm_globals.file_pages + index]
 
 

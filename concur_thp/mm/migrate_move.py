@@ -8,7 +8,7 @@ from concur_thp.arch.points import Point
 from concur_thp.mm.errno import EAGAIN
 from concur_thp.mm.filemap import cache_slot, page_file_nr
 from concur_thp.mm.highmem import copy_huge_page, copy_page
-from concur_thp.mm.mm_types import Page, Slot, files
+from concur_thp.mm.mm_types import CacheSlot, Page, files
 from concur_thp.mm.page_account import CACHE, account
 from concur_thp.mm.page_flags import (
     PageAnon,
@@ -95,7 +95,7 @@ def move_identity(new: Page, page: Page):
 
 
 @inline
-def replace_slots(cpu: Cpu, new: Page, page: Page, first: Slot):
+def replace_slots(cpu: Cpu, new: Page, page: Page, first: CacheSlot):
     """Every slot of the page gets its counterpart, and the slots' references with it; i_pages held, page frozen."""
     nr = hpage_nr_pages(page)
     page_ref_add(new, nr)
@@ -105,7 +105,7 @@ def replace_slots(cpu: Cpu, new: Page, page: Page, first: Slot):
         new.flags.or_(1 << PG_dirty)
     point(cpu, Point.MIGRATE_FROZEN)
     for i in range(nr):
-        slot = Slot(int(first) + 4 * i)
+        slot = CacheSlot(int(first) + 4 * i)
         bug_on(cpu, slot.value != page_to_pfn(page) + i + 1, "migration: not in its slot (values: pfn, slot's pfn + 1)",
                page_to_pfn(page) + i, slot.value)
         slot.value = page_to_pfn(new) + i + 1

@@ -149,6 +149,12 @@ class Slot(Struct, size=4, align=4):
     value = field(I32, "owner", "the number")
 
 
+class CacheSlot(Struct, size=4, align=4):
+    """A place of a page cache."""
+
+    value = field(I32, "i_pages|racy", "pfn of the page + 1, 0 for none. Lockless readers take a reference and look again")
+
+
 NR_ZONES = 3
 MIGRATE_UNMOVABLE, MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE, MIGRATE_TYPES = 0, 1, 2, 3
 NR_ORDERS = 12
@@ -244,7 +250,7 @@ anon_vmas = SharedArray("anon_vmas", AnonVma, lambda c: c.vmas + 1)
 avcs = SharedArray("avcs", AnonVmaChain, lambda c: 2 * c.vmas + 1)
 files = SharedArray("files", AddressSpace, lambda c: c.files + 1)
 vma_slots = SharedArray("vma_slots", Slot, lambda c: (c.mms + 1) * c.max_map_count)
-cache_slots = SharedArray("cache_slots", Slot, lambda c: (c.files + 1) * c.file_pages)
+cache_slots = SharedArray("cache_slots", CacheSlot, lambda c: (c.files + 1) * c.file_pages)
 pools = SharedArray("pools", Pool, lambda c: 8)
 pgdat = SharedOne("pgdat", Pgdat)
 

@@ -18,7 +18,7 @@ from concur_thp.arch.points import Point
 from concur_thp.arch.shared import SharedArray, SharedOne
 from concur_thp.arch.struct import I64, Struct, embed, field
 from concur_thp.mm.mapcount import page_mapped
-from concur_thp.mm.mm_types import NIL, Page, Slot, mem_map
+from concur_thp.mm.mm_types import NIL, CacheSlot, Page, mem_map
 from concur_thp.mm.page_account import CACHE, account
 from concur_thp.mm.page_flags import (
     ClearFlag,
@@ -61,7 +61,7 @@ class SwapperSpace(Struct, size=64):
 
 
 swapper_space = SharedOne("swapper_space", SwapperSpace)
-swap_cache_slots = SharedArray("swap_cache_slots", Slot, lambda c: max(c.swap_slots, 1))
+swap_cache_slots = SharedArray("swap_cache_slots", CacheSlot, lambda c: max(c.swap_slots, 1))
 """pfn + 1 by slot; of a THP each slot has its own subpage."""
 
 

@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 
 from concur_thp.arch import native
-from concur_thp.arch.bug import describe_bug
 from concur_thp.arch.checked import access_hook
 from concur_thp.arch.cpu import NR_VMSTAT, Cpu, cpus
 from concur_thp.arch.linker import kernel, redirect, texts
 from concur_thp.arch.system import system
 from concur_thp.check.audit import audit
+from concur_thp.check.broken_rule import RACE, explain_bug
 from concur_thp.check.dump import report_text
 from concur_thp.check.lock_names import describe_wait, wait_cycle
 from concur_thp.config import MachineConfig
@@ -130,7 +130,8 @@ class Cell:
 
     def _stopped(self, failure: Failure, verdict: Verdict) -> Failure:
         """The machine did not come to rest."""
-        failure.kind = KINDS[verdict]
+        raced = verdict == Verdict.BUG and texts().get(system.bug_text, "").startswith(RACE)
+        failure.kind = "race" if raced else KINDS[verdict]
         failure.symptom = describe_end(self.machine.config, verdict)
         failure.cpu = system.bug_cpu if verdict == Verdict.BUG else sched.current
         failure.function = where_is(failure.cpu)
@@ -193,7 +194,7 @@ def run_check(cpu: Cpu) -> None:
 def describe_end(config: MachineConfig, verdict: Verdict) -> str:
     """Why the run did not finish."""
     if verdict == Verdict.BUG:
-        return named(config, describe_bug())
+        return named(config, _race(config) + explain_bug())
     waits = "; ".join(describe_wait(config, n) for n in range(sched.nr) if sched_cpus[n].status != Status.DONE)
     if verdict == Verdict.DEADLOCK:
         cycle = " -> ".join(f"cpu {n}" for n in wait_cycle(config))
@@ -201,6 +202,11 @@ def describe_end(config: MachineConfig, verdict: Verdict) -> str:
     if verdict == Verdict.LIVELOCK:
         return f"no end in sight after {min(sched.steps, sched.bound)} points: {waits}"
     return f"diverged from what was recorded at step {sched.diverged}"
+
+
+def _race(config: MachineConfig) -> str:
+    """Which field a race was about."""
+    return f"{place_name(config, races.address)}: " if texts().get(system.bug_text, "").startswith(RACE) else ""
 
 
 def named(config: MachineConfig, text: str) -> str:
