@@ -163,8 +163,8 @@ NR_ORDERS = 12
 class FreeArea(Struct, size=32):
     """Free blocks of one order in one zone."""
 
-    head = field(I32, "zone_lock", "first block (pfn) of each migratetype, or NIL", count=MIGRATE_TYPES)
-    nr_free = field(I64, "zone_lock", "blocks, of all types")
+    head = field(I32, "zone_lock|racy", "first block (pfn) of each migratetype, or NIL", count=MIGRATE_TYPES)
+    nr_free = field(I64, "zone_lock|racy", "blocks, of all types")
 
 
 class Zone(Struct, align=64):

@@ -42,6 +42,7 @@ ROWS = (
     Row("vm_area_alloc", "Vma.anon_vma Vma.avc_head Vma.shared_next Vma.shared_prev", _NEW_VMA),
     Row("vm_area_dup", "Vma.anon_vma", _NEW_VMA),
     Row("vm_area_free", "Vma.avc_head", "the vma is in no tree any more"),
+    Row("anon_vma_clone", "Vma.anon_vma", "a copy that is in no tree yet, or its neighbour under mmap_sem for writing"),
     Row("anon_vma_fork", "Vma.anon_vma", _NEW_VMA),
     Row("anon_vma_alloc", "AnonVma.degree AnonVma.rb_root", "the anon_vma is new"),
     Row("anon_vma_free", "AnonVma.rb_root", _FREED),
