@@ -3,12 +3,12 @@
 The processor walks the tables without any lock. What keeps it safe is the flusher's wait: whoever frees a
 page or a table first takes the entry down, then waits until every CPU has served its request. So between two
 polls a CPU may use what it loaded, and it polls before each access and never between looking an entry up and
-using it.
+using it. An access is one instruction: interrupts, and so those requests, wait for its end, or for its fault.
 """
 
 from concur_thp.arch.bug import bug, bug_on
 from concur_thp.arch.cpu import Cpu, CpuState
-from concur_thp.arch.irq import ipi_poll
+from concur_thp.arch.irq import ipi_poll, local_irq_disable, local_irq_enable
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.tlb import tlb_fill_huge, tlb_fill_small, tlb_lookup
 from concur_thp.arch.trace import Tracepoint, trace
@@ -56,6 +56,19 @@ FAULT_LOOP = 100_000
 
 
 @inline
+def instruction_begins(cpu: Cpu):
+    """Serve what has come in, and then nothing until instruction_ends()."""
+    ipi_poll(cpu)
+    local_irq_disable(cpu)
+
+
+@inline
+def instruction_ends(cpu: Cpu):
+    """The next instruction polls."""
+    cpu.irq_off = cpu.irq_off - 1
+
+
+@inline
 def word_index(addr: int):
     """Which of a frame's 8 words stands for this byte of its 4096."""
     return (addr >> 9) & 7
@@ -76,16 +89,16 @@ def user_load(cpu: Cpu, addr: int):
     Return: 0 with the word in cpu.scratch[0]; -EFAULT (SIGSEGV, SIGBUS); -EHWPOISON (SIGBUS, the data is lost); -ENOMEM.
     Emulator: a load instruction.
     """
-    ipi_poll(cpu)
+    instruction_begins(cpu)
     entry = tlb_lookup(cpu, addr)
     if entry == 0:
         entry = translate(cpu, addr, 0)
-        if entry < 0:
-            return entry
     # No poll since the entry was looked up: the flusher that takes it down waits for us, and until then the
     # frame is ours.
-    cpu.scratch[0] = frames[physical_frame(entry, addr)].word[word_index(addr)].load()
-    return 0
+    if entry >= 0:
+        cpu.scratch[0] = frames[physical_frame(entry, addr)].word[word_index(addr)].load()
+    instruction_ends(cpu)
+    return min(entry, 0)
 
 
 @kernel
@@ -96,23 +109,23 @@ def user_store(cpu: Cpu, addr: int, value: int):
     Return: 0; -EFAULT (SIGSEGV, SIGBUS); -EHWPOISON; -ENOMEM.
     Emulator: a store instruction.
     """
-    ipi_poll(cpu)
+    instruction_begins(cpu)
     entry = tlb_lookup(cpu, addr)
     if entry & WRITABLE != WRITABLE:
         entry = translate(cpu, addr, 1)
-        if entry < 0:
-            return entry
     # As in user_load(): a store through a translation that is being flushed is in the frame before the
     # flusher goes on.
-    frames[physical_frame(entry, addr)].word[word_index(addr)].store(value)
-    return 0
+    if entry >= 0:
+        frames[physical_frame(entry, addr)].word[word_index(addr)].store(value)
+    instruction_ends(cpu)
+    return min(entry, 0)
 
 
 @kernel
 def translate(cpu: Cpu, addr: int, write: int):
     """A TLB miss: walk, and fault until the walk succeeds. Its end is not followed by a poll.
 
-    Context: as user_load().
+    Context: inside an instruction; a fault interrupts it.
     Return: the entry, now in the TLB; -EFAULT; -EHWPOISON; -ENOMEM.
     Emulator: the part of an access between TLB miss and completion.
     """
@@ -126,10 +139,11 @@ def translate(cpu: Cpu, addr: int, write: int):
         if entry > 0:
             return entry
         code = PF_USER | (PF_WRITE if write else 0) | (PF_PROT if entry == WALK_READONLY else 0)
+        local_irq_enable(cpu)
         error = do_user_addr_fault(cpu, addr, code)
+        instruction_begins(cpu)
         if error != 0:
             return error
-        ipi_poll(cpu)
         tries += 1
     bug(cpu, "fault loop: the access never succeeds (values: address, write)", addr, write)
     return -EFAULT

@@ -7,8 +7,6 @@ native call; what it does depends on nothing but the machine, the rows, and on w
 
 from collections.abc import Iterable, Mapping
 
-import numpy as np
-
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.irq import cpu_park, cpu_resume, ipi_poll
 from concur_thp.arch.linker import kernel
@@ -115,13 +113,6 @@ def load_programs(programs: Mapping[int, Iterable[Step]]) -> dict[int, slice]:
 def results(rows: int) -> Column:
     """The first `rows` rows of the segment: columns `status`, `ran` and `value` say what came of them."""
     return view(step_rows, max(rows, 1))[:rows]
-
-
-def clear_results(rows: int) -> None:
-    """Nothing has run yet."""
-    table = results(rows)
-    for name in ("status", "ran", "value"):
-        table[name] = np.zeros(rows, table[name].dtype)
 
 
 @kernel
@@ -323,5 +314,5 @@ def run_pressure(cpu: Cpu, row: StepSlot, op: int, a0: int):
     return -EINVAL
 
 
-__all__ = ["CHECK", "SETUP", "clear_results", "load_programs", "results", "run_program", "run_rows", "step_programs",
+__all__ = ["CHECK", "SETUP", "load_programs", "results", "run_program", "run_rows", "step_programs",
            "step_rows"]
