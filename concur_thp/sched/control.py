@@ -4,13 +4,14 @@ A CPU stops when its budget of points is used up, when it sleeps on a futex, whe
 program is done, and when bug() stops the machine. These functions stand in the slots of sched_point(), futex_wait(),
 futex_wake(), sched_yield(), nap() and park_for_good() while this process runs controlled.
 
-An interrupt arrives between two instructions: a CPU that goes on after others moved serves its IPIs first.
+An interrupt arrives between two instructions: a CPU that goes on after others moved serves its IPIs first. With a grant of 0
+it does only that, and stands where it stood: whoever waited for it may go on before it does.
 """
 
 from concur_thp.arch.builtins import set_current
 from concur_thp.arch.cpu import Cpu, cpus
 from concur_thp.arch.futex import FutexWord
-from concur_thp.arch.irq import ipi_poll
+from concur_thp.arch.irq import ipi_serve
 from concur_thp.arch.linker import inline, kernel, quiet
 from concur_thp.arch.stack import lay_out_stack, switch_stack
 from concur_thp.arch.struct import I64, Struct, field
@@ -110,21 +111,38 @@ def decide(cpu: Cpu, reason: int):
             finish(cpu, Verdict.DEADLOCK if unfinished() else Verdict.FINISHED)
     sched.grant = min(sched.grant, sched.bound - sched.steps + 1)
     give(to)
-    if to == cpu.id:
-        me.status = READY
-        return 0
-    log_stretch(cpu, reason)
-    hand_over(cpu, to)
+    if to != cpu.id:
+        log_stretch(cpu, reason)
+        hand_over(cpu, to)
+        serve(cpu)
+        if me.granted == 0:
+            decide(cpu, Reason.PREEMPT)  # A grant of 0 is for serving interrupts only.
+            return 0
     me.status = READY
-    ipi_poll(cpu)
     return 0
+
+
+@inline
+def interrupted(number: int):
+    """Has this CPU an IPI to serve before it goes on?"""
+    return cpus[number].ipi_bits.read() != 0 and cpus[number].irq_off == 0
+
+
+@inline
+def serve(cpu: Cpu):
+    """Serve IPIs; whoever polls for an answer has something to see."""
+    if interrupted(cpu.id):
+        ipi_serve(cpu)
+        for i in range(sched.nr):
+            if sched_cpus[i].status == YIELDED:
+                sched_cpus[i].since = -1
 
 
 @inline
 def give(to: int):
     """The picked CPU gets its grant; while stepping point by point."""
     sched_cpus[to].owed = 0
-    if sched.stepping != 0:
+    if sched.stepping != 0 and sched.grant > 0:
         sched_cpus[to].owed = sched.grant - 1
         sched.grant = 1
     cpus[to].budget = sched.grant
@@ -422,4 +440,4 @@ def run_alone():
     return sched.verdict
 
 
-__all__ = ["NOBODY", "after", "can_run", "control_body", "control_main", "decide", "hand_over", "pick", "prepare", "run_once"]
+__all__ = ["NOBODY", "after", "can_run", "control_body", "control_main", "decide", "hand_over", "interrupted", "pick", "prepare", "run_once"]

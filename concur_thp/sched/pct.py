@@ -5,7 +5,7 @@ steps (Burckhardt et al., ASPLOS 2010).
 """
 
 from concur_thp.arch.linker import inline, kernel, quiet
-from concur_thp.sched.control import NOBODY, can_run
+from concur_thp.sched.control import NOBODY, can_run, interrupted
 from concur_thp.sched.draw import draw_below, seed_draws
 from concur_thp.sched.state import MAX_CHANGES, Reason, Status, sched, sched_cpus
 
@@ -64,7 +64,9 @@ def pct_pick(cpu: int, reason: int):
             sched_cpus[cpu].priority = changes - sched.next_change
         sched.next_change = sched.next_change + 1
     if reason == Reason.YIELD:
-        sched_cpus[cpu].priority = -sched.steps  # Whoever polls lets everybody else go first.
+        let_others_go_first(cpu)
+    elif reason == Reason.PREEMPT and sched_cpus[cpu].steps == sched_cpus[cpu].began:
+        end_of_polling()
     to = NOBODY
     polls = 0
     for i in range(sched.nr):
@@ -77,4 +79,23 @@ def pct_pick(cpu: int, reason: int):
     if sched.next_change < changes:
         grant = sched.change[sched.next_change] - sched.steps
     sched.grant = min(grant, POLL_GRANT) if polls else grant
+    if to != NOBODY and to != cpu and interrupted(to):
+        sched.grant = 0
     return to
+
+
+@inline
+def let_others_go_first(cpu: int):
+    """It polls; with its priority it would poll for ever."""
+    me = sched_cpus[cpu]
+    if me.priority >= 0:
+        me.kept_priority = me.priority
+    me.priority = -1 - sched.steps
+
+
+@inline
+def end_of_polling():
+    """An interrupt has been served: whoever waited for that is again what he was, and may be before who has served it."""
+    for i in range(sched.nr):
+        if sched_cpus[i].status == Status.YIELDED and sched_cpus[i].priority < 0:
+            sched_cpus[i].priority = sched_cpus[i].kept_priority

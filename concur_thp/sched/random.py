@@ -1,7 +1,9 @@
-"""A random walk: at every point each CPU that can run is as likely to go on as any other."""
+"""A random walk: after a while each CPU that can run is as likely to go on as any other. With a depth of d it is 2**d points on
+the average: long stretches reach windows that need another CPU to get far meanwhile.
+"""
 
 from concur_thp.arch.linker import kernel, quiet
-from concur_thp.sched.control import NOBODY, can_run
+from concur_thp.sched.control import NOBODY, can_run, interrupted
 from concur_thp.sched.draw import draw, draw_below, seed_draws
 from concur_thp.sched.state import sched
 
@@ -21,7 +23,7 @@ def random_prepare(seed: int):
 @kernel
 @quiet
 def random_pick(cpu: int, reason: int):
-    """Anybody, for as many points as the coin says "the same again".
+    """Anybody, for as many points as the coins say "the same again".
 
     Context: as pick().
     Emulator: strategy random.
@@ -44,7 +46,9 @@ def random_pick(cpu: int, reason: int):
     if able == 1:
         grant = 16
     else:
-        while draw() % able == 0:
+        while (draw() >> 20) & ((1 << min(sched.depth, 16)) - 1) != 0:
             grant += 1
     sched.grant = grant
+    if to != cpu and interrupted(to):
+        sched.grant = 0
     return to

@@ -59,7 +59,8 @@ class SchedCpu(Struct, align=64):
     steps = field(I64, "owner", "points it has passed in this run")
     began = field(I64, "owner", "steps at the beginning of this stretch")
     ended = field(I32, "owner", "Reason why its last stretch ended")
-    priority = field(I64, "owner", "pct: the highest that can run runs")
+    priority = field(I64, "owner", "pct: the highest that can run runs; negative while it polls")
+    kept_priority = field(I64, "owner", "pct: what it had before it began to poll")
 
 
 class Sched(Struct, align=64):
@@ -83,7 +84,7 @@ class Sched(Struct, align=64):
     body = field(I64, "const", "address of the native function that a CPU runs")
     alone = field(I64, "const", "the same for run_alone()")
     longest = field(I64, "owner", "most steps of a run so far")
-    depth = field(I32, "const", "pct: d; dfs: preemption bound")
+    depth = field(I32, "const", "pct: d; dfs: preemption bound; random: binary logarithm of a mean stretch")
     next_change = field(I32, "owner", "pct: first change point not yet reached")
     change = field(I64, "owner", "pct: steps at which the running CPU loses its priority", count=MAX_CHANGES)
     diverged = field(I64, "owner", "replay: step at which something else happened, -1")

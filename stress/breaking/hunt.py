@@ -29,9 +29,9 @@ class Attempt(NamedTuple):
 
 
 ATTEMPTS = (
-    Attempt("pct", 3, 1, 1.0), Attempt("random", 1, 1, 1.0), Attempt("pct", 2, 0, 1.5), Attempt("pct", 5, 1, 3.0),
-    Attempt("random", 1, 0, 3.0), Attempt("pct", 4, 0, 8.0), Attempt("pct", 3, 1, 8.0), Attempt("pct", 8, 1, 8.0),
-    Attempt("random", 1, 1, 8.0), Attempt("pct", 3, 0, 20.0),
+    Attempt("pct", 3, 1, 1.0), Attempt("random", 4, 1, 1.0), Attempt("pct", 2, 0, 1.5), Attempt("pct", 5, 1, 3.0),
+    Attempt("random", 2, 0, 3.0), Attempt("pct", 4, 0, 8.0), Attempt("pct", 3, 1, 8.0), Attempt("pct", 8, 1, 8.0),
+    Attempt("random", 5, 1, 8.0), Attempt("pct", 3, 0, 20.0),
 )
 """Quick and varied first; a hunt that fails takes about a minute."""
 
