@@ -10,11 +10,12 @@ import mmap
 
 from concur_thp.arch.builtins import copy_bytes, lsr, wrap_mul
 from concur_thp.arch.checked import GRANULE_SHIFT, MAP
-from concur_thp.arch.cpu import Cpu, cpus
+from concur_thp.arch.cpu import NR_VMSTAT, Cpu, cpus
 from concur_thp.arch.linker import inline, kernel, quiet
 from concur_thp.arch.shared import Word
 from concur_thp.arch.struct import I8, Struct, field
 from concur_thp.arch.system import SEGMENT_ALIGN
+from concur_thp.arch.tlb import tlb_contexts
 from concur_thp.errors import EmulatorError
 from concur_thp.sched.control import Long
 from concur_thp.sched.state import sched
@@ -129,29 +130,41 @@ def state_number(granules: int):
                     total += now - Long(int(BEFORE) + 8 * i).value
     for i in range(sched.nr):
         total = wrap_mul(total, MULTIPLY) + cpu_number(cpus[i])
-    return total
+    return wrap_mul(total, MULTIPLY) + counters_number()
 
 
 @inline
 def cpu_number(cpu: Cpu):
-    """What of a CPU belongs to the state: translations, what it holds, its counters."""
+    """What of a CPU belongs to the state: translations that count, what it holds."""
     a = cpu.irq_off + (cpu.preempt_off << 8) + (cpu.depth << 16) + (cpu.page_locks << 32)
     a = wrap_mul(a ^ cpu.context, MULTIPLY) ^ cpu.held_mask
-    at = int(cpu) + TLB_AT
-    while at < int(cpu) + TLB_END:
-        a = wrap_mul(a ^ Long(at).value, MULTIPLY)
+    # What a CPU remembers of no mm, or of one that was flushed meanwhile, it drops before it uses its TLB again.
+    if cpu.context != 0 and cpu.generation == tlb_contexts[cpu.context].generation.read():
+        at = int(cpu) + TLB_AT
+        while at < int(cpu) + TLB_END:
+            if Long(at).value != 0:
+                a = wrap_mul(a ^ Long(at).value, MULTIPLY)
+                a = wrap_mul(a ^ Long(at + 8).value, MULTIPLY)
+                a = a ^ lsr(a, 29)
+            at += 16
+    return a
+
+
+@inline
+def counters_number():
+    """Counters, by what they sum up to: which CPU has counted is nobody's concern."""
+    a = 1
+    for kind in range(NR_VMSTAT):
+        total = 0
+        for i in range(sched.nr):
+            total += cpus[i].vmstat[kind]
+        a = wrap_mul(a ^ total, MULTIPLY)
         a = a ^ lsr(a, 29)
-        at += 8
-    at = int(cpu) + STAT_AT
-    while at < int(cpu) + STAT_END:
-        a = wrap_mul(a ^ Long(at).value, MULTIPLY)
-        a = a ^ lsr(a, 29)
-        at += 8
     return a
 
 
 TLB_AT, TLB_END = Cpu.FIELDS["tlb_small"].offset, Cpu.FIELDS["flushes"].offset
-STAT_AT, STAT_END = Cpu.FIELDS["vmstat"].offset, Cpu.FIELDS["ring_next"].offset
+"""From tag to tag: the entry stands behind its tag."""
 
 
 @kernel
