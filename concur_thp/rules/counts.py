@@ -6,6 +6,9 @@ from concur_thp.rules.rule import At, Rule, Variant
 REFCOUNTS = "transhuge.rst, Refcounts and transparent huge pages"
 NO_FILE_THP = "huge pages of files are not built: no pmd maps the page cache"
 
+NO_PAGE_LOCK = Force("__split_huge_pmd", "if not page", False)
+"""As in Linux before 5.8: the page lock (K1) would hide what else is wrong."""
+
 RULES = (
     Rule(
         "R21", "get_page(), put_page() and GUP count in the head.", f"{REFCOUNTS}, first point", "3.9",
@@ -116,9 +119,9 @@ RULES = (
         (At("move_compound_mapcount", "if ... > 0 and ..."), At("move_compound_mapcount", "if TestClearPageDoubleMap(page)"),
          At("page_remove_anon_compound_rmap", "if TestClearPageDoubleMap(head)")), ("I20", "Q5"),
         (
-            Variant("R29a", "the offset is added after the pmd's own mapcount has gone",
+            Variant("R29a", "the offset is added after the pmd's own mapcount has gone, and no page lock keeps others out",
                     (Move("move_compound_mapcount", "old = ...", before="if ... > 0 and ..."),
-                     Rewrite("move_compound_mapcount", "if ... > 0 and ...", "0", "-1")),
+                     Rewrite("move_compound_mapcount", "if ... > 0 and ...", "0", "-1"), NO_PAGE_LOCK),
                     "pmd_split_vs_pmd_split", ("Q5", "I20"), ("2 mms",)),
             Variant("R29b", "the bit is not cleared with the last pmd",
                     (Force("move_compound_mapcount", "if TestClearPageDoubleMap(page)", False),
@@ -127,11 +130,11 @@ RULES = (
             Variant("R29c", "the bit is cleared, but the offset stays",
                     (Delete("move_compound_mapcount", "tail_page(page, i)._mapcount.sub(1)"),),
                     "pmd_split_vs_pmd_split", ("Q5", "bug: bad page"), ("2 mms",)),
-            Variant("R29d", "test and set are two steps: two splitters add the offset twice",
+            Variant("R29d", "test and set are two steps, and no page lock keeps others out: two splitters add the offset twice",
                     (Rewrite("move_compound_mapcount", "if ... > 0 and ...", "TestSetPageDoubleMap(page)",
                              "PageDoubleMap(page)"),
                      Insert("move_compound_mapcount", "TestSetPageDoubleMap(page)",
-                            before="for i in range(HPAGE_PMD_NR) in if ... > 0 and ...")),
+                            before="for i in range(HPAGE_PMD_NR) in if ... > 0 and ..."), NO_PAGE_LOCK),
                     "pmd_split_vs_pmd_split", ("Q5",), ("2 mms",)),
             Variant("R29e", "the last pmd that is zapped clears the bit and leaves the offset",
                     (Replace("page_remove_anon_compound_rmap", "nr = sub_one_everywhere(cpu, head)", "nr = 0"),),
