@@ -440,4 +440,5 @@ def run_alone():
     return sched.verdict
 
 
-__all__ = ["NOBODY", "after", "can_run", "control_body", "control_main", "decide", "hand_over", "interrupted", "pick", "prepare", "run_once"]
+__all__ = ["NOBODY", "after", "can_run", "control_body", "control_main", "decide", "finish", "hand_over", "interrupted", "pick",
+           "prepare", "run_once"]

@@ -38,7 +38,7 @@ COW_VS_REUSE = Scenario(
     (Outcome("each has its own", a=(0, 105), b=(0, 105), c=(0, 105), third=(0, 7), fifth=(0, 105), same_third=(0, 103),
              same_fifth=(0, 9)),))
 COW_VS_REUSE_SMALL = Scenario(
-    "cow_vs_reuse_small", "the same, of a page that ptes map", (8,), ("X6", "I16"), SHARED_PTES,
+    "cow_vs_reuse_small", "the same, of a small page", (8,), ("X6", "I16"), SMALL + "fork 1\n",
     ("enter 0; store 3 7", "enter 0; a: load 3; b: load 3; c: load 3", "enter 1; store 3 9"),
     "enter 0; third: load 3; enter 1; same_third: load 3",
     (Outcome("each has its own", a=(0, {103, 7}), b=(0, {103, 7}), c=(0, {103, 7}), third=(0, 7), same_third=(0, 9)),))
@@ -80,7 +80,7 @@ ZERO_WITHOUT_HUGE_PAGES = Scenario(
              zero=(0, 0)),), switches=NO_HELP)
 FAULT_SMALL_VS_FAULT = Scenario(
     "fault_small_vs_fault", "two stores into one empty block, and one huge page is left for both", (1,), ("X33", "R2", "X7"),
-    "new 0; enter 0\n" + FULL + "advise 20h 1h dontneed; map 0 1h rw\n",
+    "new 0; enter 0\n" + FULL + "advise 20h 1h dontneed; advise 22h 1h dontneed; map 0 1h rw\n",
     ("enter 0; store 3 7; own: load 3", "enter 0; store 5 8; mine: load 5"),
     "enter 0; third: load 3; fifth: load 5; kind: look 0 3",
     (Outcome("both are there", full={0, -12}, own=(0, 7), mine=(0, 8), third=(0, 7), fifth=(0, 8),
@@ -129,17 +129,16 @@ PIN_VS_DONTNEED = Scenario(
 PIN_FAST_VS_REUSE = Scenario(
     "pin_fast_vs_reuse", "gup-fast while the page is thrown away, and another process gets its frame", (17, 3), ("X28", "R34"),
     HUGE + "leave; new 1; enter 1; map 0 1h rw\n",
-    ("enter 0; fast: pin 0 3 fast_only_write; stored: pin_store 0 77", "enter 0; advise 0 1h dontneed; drain",
-     "enter 1; fill 0 1h 200"),
+    ("enter 0; fast: pin 0 3 fast_only_write; stored: pin_store 0 77",
+     "enter 0; advise 0 1h dontneed; drain; enter 1; fill 0 1h 200"),
     "enter 1; theirs: count 0 1h 200; enter 0; old: count 0 1h 100",
     (Outcome("nobody writes into another's page", fast={0, 1}, stored={0, -3}, theirs=("1h", 0), old=(0, "1h")),))
 PIN_FAST_VS_COW = Scenario(
-    "pin_fast_vs_cow", "gup-fast for reading while a page that a child has, too, is copied, and the child throws its own away",
+    "pin_fast_vs_cow", "gup-fast for reading while a page that a child has, too, goes in both, and its frame to a third",
     (17, 8), ("X28",),
-    SHARED_PTES + "leave; new 2; enter 2; map 0 1h rw; advise 0 1h nohuge\n",
+    SMALL + "fork 1; leave; new 2; enter 2; map 0 1h rw; advise 0 1h nohuge\n",
     ("enter 0; fast: pin 0 3 fast_only; stored: pin_store 0 77",
-     "enter 0; advise 3 1 dontneed; leave; enter 1; advise 3 1 dontneed; drain",
-     "enter 2; fill 0 1h 200"),
+     "enter 1; advise 3 1 dontneed; leave; enter 0; advise 3 1 dontneed; leave; enter 2; fill 0 1h 200"),
     "enter 2; theirs: count 0 1h 200",
     (Outcome("nobody writes into another's page", fast={0, 1}, stored={0, -3}, theirs=("1h", 0)),))
 
@@ -159,6 +158,12 @@ COLLAPSE_VS_PIN_RUN = Scenario(
 MREMAP_VS_MIGRATE_AND_LOAD = Scenario(
     "mremap_vs_migrate_and_load", "a huge page moves away and is migrated while a thread reads it at its old place", (22, 21),
     ("X9", "I15"), HUGE,
+    ("enter 0; move 0 1h 1g", "moved: migrate_frame 0 whole",
+     "enter 0; " + "; ".join(f"r{n}: load 3" for n in range(6))), "enter 0; old: count 1g 1h 100",
+    (Outcome("read, until it was gone", moved={0, EBUSY}, old=("1h", 0),
+             **{f"r{n}": ({0, EFAULT}, {0, 103}) for n in range(6)}),))  # type: ignore[arg-type]
+MREMAP_VS_MIGRATE_AND_LOAD_SMALL = Scenario(
+    "mremap_vs_migrate_and_load_small", "the same, of small pages", (22, 21), ("X9", "I15"), SMALL,
     ("enter 0; move 0 1h 1g", "moved: migrate_frame 0 whole",
      "enter 0; " + "; ".join(f"r{n}: load 3" for n in range(6))), "enter 0; old: count 1g 1h 100",
     (Outcome("read, until it was gone", moved={0, EBUSY}, old=("1h", 0),
@@ -213,6 +218,7 @@ SCENARIOS = (
     COW_WITHOUT_PAGES, COW_VS_DONTNEED_WITHOUT_HUGE_PAGES, ZERO_WITHOUT_HUGE_PAGES, FAULT_SMALL_VS_FAULT, FAULT_VS_FAULT_SMALL,
     COLLAPSE_VS_REMAP,
     ZERO_VS_ZERO, MREMAP_HUGE_VS_SPLIT, MREMAP_BACK_VS_SPLIT, DONTNEED_VS_DONTNEED_WHOLE, MIGRATE_VS_PARTIAL_DONTNEED,
-    PIN_VS_DONTNEED, PIN_FAST_VS_REUSE, PIN_FAST_VS_COW, COLLAPSE_VS_PIN_RUN, MREMAP_VS_MIGRATE_AND_LOAD, SPLIT_VS_QUEUEING,
+    PIN_VS_DONTNEED, PIN_FAST_VS_REUSE, PIN_FAST_VS_COW, COLLAPSE_VS_PIN_RUN, MREMAP_VS_MIGRATE_AND_LOAD,
+    MREMAP_VS_MIGRATE_AND_LOAD_SMALL, SPLIT_VS_QUEUEING,
     COMPACT_VS_FREE,
     RECLAIM_VS_FREE, MIGRATE_FRAME_VS_FREE, MUNLOCK_VS_SPLIT, SWAP_OUT_VS_LOAD, SWAP_OUT_VS_LOAD_SMALL, REUSE_VS_SWAP_IN)

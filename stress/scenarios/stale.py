@@ -130,11 +130,12 @@ MIGRATE_VS_MPROTECT = Scenario(
              old=("1h", 0)),))
 
 LAZYFREE_VS_MPROTECT = Scenario(
-    "lazyfree_vs_mprotect", "reclaim splits the pmd of a lazily free huge page, which was stored into, while it becomes read-only",
-    (11, 26), ("R19", "X20"), LAZY,
-    ("enter 0; out: swap_out 0", "enter 0; store 3 7; protect 0 1h ro"),
+    "lazyfree_vs_mprotect", "reclaim splits the pmd of a lazily free huge page that was written, while it becomes read-only",
+    (11, 26), ("R19", "X20"), LAZY + "store 3 7; young: swap_out 0; drain\n",
+    ("enter 0; out: swap_out 0", "enter 0; protect 0 1h ro"),
     "enter 0; kept: load 3; refused: store 3 9; high: store 7e 9",
-    (Outcome("the store is kept, and the new protection", out=ANY_STATUS, kept=(0, 7), refused=EFAULT, high=EFAULT),))
+    (Outcome("the store is kept, and the new protection", young=ANY_STATUS, out=ANY_STATUS, kept=(0, 7), refused=EFAULT,
+             high=EFAULT),))
 
 LATE_FAULT_VS_DONTNEED = Scenario(
     "late_fault_vs_dontneed", "a write fault finds that another has made the huge pmd writable, which is then thrown away",
@@ -143,8 +144,7 @@ LATE_FAULT_VS_DONTNEED = Scenario(
     "enter 0; third: load 3; fifth: load 5; old: count 0 1h 100",
     (Outcome("nothing survives but the store", own=(0, {0, 9}), third=(0, 0), fifth=(0, {0, 9}), old=(0, {"1h", "1h-1"})),))
 
-SCENARIOS = (LAZYFREE_VS_MPROTECT, LATE_FAULT_VS_DONTNEED, DONTNEED_VS_LOAD, DONTNEED_VS_LOAD_SMALL, TWO_DONTNEEDS_VS_LOAD, FORK_VS_STORE, MREMAP_VS_LOAD,
-             MREMAP_VS_LOAD_SMALL,
-             SPLIT_PMD_VS_STORE, SPLIT_PMD_VS_FIRST_STORE, LAZYFREE_VS_DONTNEED, LAZYFREE_VS_SPLIT_PMD, LAZYFREE_VS_RECLAIM,
-             LAZYFREE_VS_RECLAIM_HUGE,
-             LAZYFREE_VS_MIGRATE, LAZYFREE_VS_FORK, MIGRATE_VS_MPROTECT)
+SCENARIOS = (LAZYFREE_VS_MPROTECT, LATE_FAULT_VS_DONTNEED, DONTNEED_VS_LOAD, DONTNEED_VS_LOAD_SMALL,
+             TWO_DONTNEEDS_VS_LOAD, FORK_VS_STORE, MREMAP_VS_LOAD, MREMAP_VS_LOAD_SMALL, SPLIT_PMD_VS_STORE,
+             SPLIT_PMD_VS_FIRST_STORE, LAZYFREE_VS_DONTNEED, LAZYFREE_VS_SPLIT_PMD, LAZYFREE_VS_RECLAIM,
+             LAZYFREE_VS_RECLAIM_HUGE, LAZYFREE_VS_MIGRATE, LAZYFREE_VS_FORK, MIGRATE_VS_MPROTECT)
