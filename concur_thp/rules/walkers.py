@@ -104,7 +104,7 @@ RULES = (
             Variant("R19a", "a zap that finds the pmd split meanwhile thinks that it is done: the ptes stay",
                     (Replace("zap_huge_pmd", "return 0", "return 1"),), "dontneed_vs_split_pmd", ("Q19", "outcome")),
             Variant("R19b", "mprotect that finds the pmd split meanwhile thinks that it is done",
-                    (Replace("change_huge_pmd", "return 0", "return 1"),), "lazyfree_vs_mprotect", ("outcome", "I8")),
+                    (Replace("change_huge_pmd", "return 0", "return 1"),), "reclaim_vs_mprotect", ("outcome", "I8")),
             Variant("R19c", "mremap that finds the pmd split meanwhile thinks that it is moved",
                     (Replace("move_huge_pmd", "return 0 #3", "return 1"),), "mremap_huge_vs_split", ("Q19", "outcome")),
             Variant("R19d", "the lock is not dropped", (Delete("__pmd_trans_huge_lock", "spin_unlock(...)"),),

@@ -1,5 +1,7 @@
 """Races about copies on write, and about pages that pass from one process to another; and races about free pages."""
 
+from typing import Any
+
 from concur_thp.program.table import LOOK_DIRTY, LOOK_HUGE, LOOK_HUGE_ZERO, LOOK_NONE, LOOK_PTE, LOOK_WRITE
 from stress.scenarios.scenario import ANY_COUNT, Outcome, Scenario, Seen
 from stress.scenarios.setups import EAGAIN, EBUSY, EFAULT, HUGE, MAPPED, SHARED, SMALL
@@ -155,19 +157,21 @@ COLLAPSE_VS_PIN_RUN = Scenario(
     "enter 0; first: load 0; last: load 7",
     (Outcome("nothing that was written is lost", done=ANY_COUNT, got=range(9), low={0, -3}, high={0, -3}, first=(0, {100, 77}),
              last=(0, {107, 78}), when=_written_through_pins),))
+READER = "enter 0; warm: load 3; " + "drain; " * 8 + "late: load 3"
+"""Long, so that it is likely to be stopped with the translation in its TLB."""
+READS: dict[str, Any] = {label: ({0, EFAULT}, {0, 103}) for label in ("warm", "late")}
+
 MREMAP_VS_MIGRATE_AND_LOAD = Scenario(
     "mremap_vs_migrate_and_load", "a huge page moves away and is migrated while a thread reads it at its old place", (22, 21),
     ("X9", "I15"), HUGE,
     ("enter 0; move 0 1h 1g", "moved: migrate_frame 0 whole",
-     "enter 0; " + "; ".join(f"r{n}: load 3" for n in range(6))), "enter 0; old: count 1g 1h 100",
-    (Outcome("read, until it was gone", moved={0, EBUSY}, old=("1h", 0),
-             **{f"r{n}": ({0, EFAULT}, {0, 103}) for n in range(6)}),))  # type: ignore[arg-type]
+     READER), "enter 0; old: count 1g 1h 100",
+    (Outcome("read, until it was gone", moved={0, EBUSY}, old=("1h", 0), **READS),))
 MREMAP_VS_MIGRATE_AND_LOAD_SMALL = Scenario(
     "mremap_vs_migrate_and_load_small", "the same, of small pages", (22, 21), ("X9", "I15"), SMALL,
     ("enter 0; move 0 1h 1g", "moved: migrate_frame 0 whole",
-     "enter 0; " + "; ".join(f"r{n}: load 3" for n in range(6))), "enter 0; old: count 1g 1h 100",
-    (Outcome("read, until it was gone", moved={0, EBUSY}, old=("1h", 0),
-             **{f"r{n}": ({0, EFAULT}, {0, 103}) for n in range(6)}),))  # type: ignore[arg-type]
+     READER), "enter 0; old: count 1g 1h 100",
+    (Outcome("read, until it was gone", moved={0, EBUSY}, old=("1h", 0), **READS),))
 SPLIT_VS_QUEUEING = Scenario(
     "split_vs_queueing", "a queued huge page is split while another is queued", (16, 12), ("X19", "R38", "R41"),
     "new 0; enter 0; map 0 2h rw; fill 0 2h 100; drain; advise 4e 4e dontneed; note 0 0\n",
