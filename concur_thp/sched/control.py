@@ -129,6 +129,16 @@ def interrupted(number: int):
 
 
 @inline
+def other_interrupted(me: int):
+    """Another CPU that has an IPI to serve and could move; NOBODY if there is none."""
+    found = NOBODY
+    for i in range(sched.nr):
+        if i != me and found == NOBODY and can_run(i) and interrupted(i):
+            found = i
+    return found
+
+
+@inline
 def serve(cpu: Cpu):
     """Serve IPIs; whoever polls for an answer has something to see."""
     if interrupted(cpu.id):
@@ -440,5 +450,5 @@ def run_alone():
     return sched.verdict
 
 
-__all__ = ["NOBODY", "after", "can_run", "control_body", "control_main", "decide", "finish", "hand_over", "interrupted", "pick",
-           "prepare", "run_once"]
+__all__ = ["NOBODY", "after", "can_run", "control_body", "control_main", "decide", "finish", "hand_over", "interrupted",
+           "other_interrupted", "pick", "prepare", "run_once"]

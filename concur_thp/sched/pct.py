@@ -5,7 +5,7 @@ steps (Burckhardt et al., ASPLOS 2010).
 """
 
 from concur_thp.arch.linker import inline, kernel, quiet
-from concur_thp.sched.control import NOBODY, can_run, interrupted
+from concur_thp.sched.control import NOBODY, can_run, interrupted, other_interrupted
 from concur_thp.sched.draw import draw_below, seed_draws
 from concur_thp.sched.state import MAX_CHANGES, Reason, Status, sched, sched_cpus
 
@@ -65,8 +65,11 @@ def pct_pick(cpu: int, reason: int):
         sched.next_change = sched.next_change + 1
     if reason == Reason.YIELD:
         let_others_go_first(cpu)
-    elif reason == Reason.PREEMPT and sched_cpus[cpu].steps == sched_cpus[cpu].began:
+    elif reason == Reason.PREEMPT:
         end_of_polling()
+    if reason == Reason.YIELD and other_interrupted(cpu) != NOBODY:
+        sched.grant = 0  # It waits for answers: each comes at once, and whoever gives it stands where it stood.
+        return other_interrupted(cpu)
     to = NOBODY
     polls = 0
     for i in range(sched.nr):
@@ -95,7 +98,7 @@ def let_others_go_first(cpu: int):
 
 @inline
 def end_of_polling():
-    """An interrupt has been served: whoever waited for that is again what he was, and may be before who has served it."""
+    """Somebody has moved, or served an interrupt: whoever may have waited for that looks again, with the priority he had."""
     for i in range(sched.nr):
         if sched_cpus[i].status == Status.YIELDED and sched_cpus[i].priority < 0:
             sched_cpus[i].priority = sched_cpus[i].kept_priority

@@ -3,9 +3,9 @@ the average: long stretches reach windows that need another CPU to get far meanw
 """
 
 from concur_thp.arch.linker import kernel, quiet
-from concur_thp.sched.control import NOBODY, can_run, interrupted
+from concur_thp.sched.control import NOBODY, can_run, interrupted, other_interrupted
 from concur_thp.sched.draw import draw, draw_below, seed_draws
-from concur_thp.sched.state import sched
+from concur_thp.sched.state import Reason, sched
 
 
 @kernel
@@ -28,6 +28,9 @@ def random_pick(cpu: int, reason: int):
     Context: as pick().
     Emulator: strategy random.
     """
+    if reason == Reason.YIELD and other_interrupted(cpu) != NOBODY:
+        sched.grant = 0  # As in pct_pick().
+        return other_interrupted(cpu)
     able = 0
     for i in range(sched.nr):
         if can_run(i):

@@ -157,18 +157,19 @@ COLLAPSE_VS_PIN_RUN = Scenario(
     "enter 0; first: load 0; last: load 7",
     (Outcome("nothing that was written is lost", done=ANY_COUNT, got=range(9), low={0, -3}, high={0, -3}, first=(0, {100, 77}),
              last=(0, {107, 78}), when=_written_through_pins),))
-READER = "enter 0; warm: load 3; " + "drain; " * 8 + "late: load 3"
+ELSEWHERE = "map 4h 1h rw; store 4h 0; drain\n"
+READER = "enter 0; load 4h; warm: load 3; " + "load 4h; " * 20 + "late: load 3"
 """Long, so that it is likely to be stopped with the translation in its TLB."""
 READS: dict[str, Any] = {label: ({0, EFAULT}, {0, 103}) for label in ("warm", "late")}
 
 MREMAP_VS_MIGRATE_AND_LOAD = Scenario(
     "mremap_vs_migrate_and_load", "a huge page moves away and is migrated while a thread reads it at its old place", (22, 21),
-    ("X9", "I15"), HUGE,
+    ("X9", "I15"), HUGE + ELSEWHERE,
     ("enter 0; move 0 1h 1g", "moved: migrate_frame 0 whole",
      READER), "enter 0; old: count 1g 1h 100",
     (Outcome("read, until it was gone", moved={0, EBUSY}, old=("1h", 0), **READS),))
 MREMAP_VS_MIGRATE_AND_LOAD_SMALL = Scenario(
-    "mremap_vs_migrate_and_load_small", "the same, of small pages", (22, 21), ("X9", "I15"), SMALL,
+    "mremap_vs_migrate_and_load_small", "the same, of small pages", (22, 21), ("X9", "I15"), SMALL + ELSEWHERE,
     ("enter 0; move 0 1h 1g", "moved: migrate_frame 0 whole",
      READER), "enter 0; old: count 1g 1h 100",
     (Outcome("read, until it was gone", moved={0, EBUSY}, old=("1h", 0), **READS),))
