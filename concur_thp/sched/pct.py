@@ -76,7 +76,7 @@ def pct_pick(cpu: int, reason: int):
         if can_run(i):
             if to == NOBODY or sched_cpus[i].priority > sched_cpus[to].priority:
                 to = i
-        elif sched_cpus[i].status == Status.YIELDED:
+        if sched_cpus[i].status == Status.YIELDED:
             polls = 1
     grant = FOREVER
     if sched.next_change < changes:
