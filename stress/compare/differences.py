@@ -1,14 +1,18 @@
 """What v4.20 and later kernels do differently on purpose, as data: which facts are then not compared, and why.
 
 A row holds in a situation: a step, and what was seen of it and before it on both sides. What it `skips` is passed over in
-this step, or with `lasts` from it on to the end of the program. Everything else is compared.
+this step; with `lasts` IN_BLOCK also from it on, in the blocks that it is about (see doubts.py); with IN_PROGRAM to the end.
+Everything else is compared. Where a `reason` names a commit, its message was looked up, or "not confirmed" stands behind it.
 """
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from stress.compare.doubts import Place, blocks_of, whole_blocks
 from stress.compare.observed import Run, Seen
 from stress.compare.steps import BLOCK, BLOCKS, Program, Step
+
+IN_BLOCK, IN_PROGRAM = "block", "program"
 
 
 class Situation(NamedTuple):
@@ -38,7 +42,13 @@ class Situation(NamedTuple):
 
     def whole_blocks(self) -> Iterator[int]:
         """Blocks that lie in the step's range as a whole."""
-        return iter(range(-(-self.step.page // BLOCK), self.step.end // BLOCK))
+        return iter(whole_blocks(self.step.page, self.step.end))
+
+    def changed(self, was: str, now: str) -> list[Place]:
+        """Blocks of all tasks whose letter was one of `was` before the step and is one of `now` behind it."""
+        previous = self.emulator[self.at - 1].blocks if self.at else {}
+        return [(task, block) for task, blocks in self.ours.blocks.items() if task in previous
+                for block, pair in enumerate(zip(previous[task], blocks, strict=True)) if pair[0] in was and pair[1] in now]
 
 
 class Difference(NamedTuple):
@@ -50,7 +60,9 @@ class Difference(NamedTuple):
     """Why it is so, and where that stands: kernel source, changelog, semantics."""
     holds: Callable[[Situation], bool]
     skips: tuple[str, ...]
-    lasts: bool = False
+    lasts: str = ""
+    where: Callable[[Situation], list[Place]] | None = None
+    """The blocks it is about; those that the step touches if nothing says more."""
 
 
 SIZES = ("AnonHugePages", "Rss", "Shared", "Private", "places")
@@ -82,6 +94,14 @@ def _cow_of_shared_thp(s: Situation) -> bool:
     return s.ours.events["wp_huge_copy"] > 0 or s.ours.events["wp_huge_fallback_pages"] > 0
 
 
+def _shared_huge_pages(s: Situation) -> list[Place]:
+    """Those that the step writes to."""
+    looks = s.emulator[s.at - 1].looks if s.at else {}
+    shared = {(task, block) for task, look in looks.items() for block, one in enumerate(look.blocks) if one.shared}
+    return [(s.step.task, block) for block in blocks_of(s.step.page, s.step.end)
+            if s.before[block] == "H" and (s.step.task, block) in shared]
+
+
 def _reuse_of_pinned(s: Situation) -> bool:
     """A write fault found its page its own alone, while something is pinned."""
     return s.at > 0 and s.emulator[s.at - 1].events["pins"] > 0 and s.ours.events["wp_reuse"] > 0
@@ -89,6 +109,11 @@ def _reuse_of_pinned(s: Situation) -> bool:
 
 def _zero_filled_split(s: Situation) -> bool:
     return _split_page(s) and s.at > 0 and s.emulator[s.at - 1].events["empty"] > 0
+
+
+def _pages_split(s: Situation) -> list[Place]:
+    """drop_caches may split what is mapped by tables, anybody's; another step what it touches."""
+    return s.changed("ts", ".ets") if s.step.op == "drop_caches" else []
 
 
 def _free_of_shared_thp(s: Situation) -> bool:
@@ -109,13 +134,13 @@ def _tables_discarded(s: Situation) -> bool:
     return s.step.op == "dontneed" and any(s.before[block] in "tse" for block in s.whole_blocks())
 
 
+def _empty_tables_used(s: Situation) -> list[Place]:
+    return s.changed("e", ".HZzts")
+
+
 def _empty_table_used(s: Situation) -> bool:
     """An empty table gets pages, after one was emptied by such a DONTNEED."""
-    if not any(_tables_discarded(s._replace(at=earlier)) for earlier in range(s.at)):
-        return False
-    previous = s.emulator[s.at - 1].blocks
-    return any(was == "e" and now != "e" for task, blocks in s.ours.blocks.items() if task in previous
-               for was, now in zip(previous[task], blocks, strict=True))
+    return bool(_empty_tables_used(s)) and any(_tables_discarded(s._replace(at=earlier)) for earlier in range(s.at))
 
 
 def _collapse_by_other_rules(s: Situation) -> bool:
@@ -150,32 +175,32 @@ DIFFERENCES: tuple[Difference, ...] = (
     Difference("cow", "a write to a shared huge page copies all of it; now its pmd is split and one page is copied",
                "commit 3917c80280c9 \"thp: change CoW semantics for anon-THP\" (v5.8); do_huge_pmd_wp_page(): row 18."
                " What is there and what is in it still has to agree",
-               _cow_of_shared_thp, ("AnonHugePages", "Shared", "Private", *COUNTERS), lasts=True),
+               _cow_of_shared_thp, ("AnonHugePages", "Shared", "Private", *COUNTERS), lasts=IN_BLOCK, where=_shared_huge_pages),
     Difference("pinned", "a write to a page that was shared once and is pinned: v4.20 counts mappings, and writes to it",
                "v4.20 reuse_swap_page() asks for the mapcount; since v5.8 (commit 09854ba94c6a \"mm: do_wp_page()"
                " simplification\") and PageAnonExclusive (v5.19) references count, and one too many means a copy: 6.1, K12",
-               _reuse_of_pinned, ("AnonHugePages", "Shared", "Private", *COUNTERS), lasts=True),
+               _reuse_of_pinned, ("AnonHugePages", "Shared", "Private", *COUNTERS), lasts=IN_BLOCK),
     Difference("free-shared", "MADV_FREE of a page that is its own, in a huge page that others map too: now left alone",
                "v4.20 madvise_free_pte_range() asks page_mapcount() of the one page, and splits; with folios (v6.5 on) it"
                " asks whether the whole folio is mapped by others, folio_maybe_mapped_shared() today, and does not",
-               _free_of_shared_thp, ("Rss", "Shared", "Private", *COUNTERS), lasts=True),
+               _free_of_shared_thp, ("Rss", "Shared", "Private", *COUNTERS), lasts=IN_BLOCK),
     Difference("huge-zero", "a write to the huge zero page makes a huge page, whatever MADV_NOHUGEPAGE has said since",
                "v4.20 do_huge_pmd_wp_page() asks transparent_hugepage_enabled(vma) and else splits the pmd; since \"mm:"
                " allocate THP on hugezeropage wp-fault\" (v6.13) do_huge_zero_wp_pmd() does not ask",
-               _huge_zero_forbidden, ALL_BUT_DATA, lasts=True),
+               _huge_zero_forbidden, ALL_BUT_DATA, lasts=IN_BLOCK, where=lambda s: s.changed("z", "t")),
     Difference("zero-filled", "a split now maps the zero page in the place of pages full of zeroes",
                "commit b1f202060afe \"mm: remap unused subpages to shared zeropage when splitting isolated thp\""
                " (v6.12): row 28. They are still there, and still zero",
-               _zero_filled_split, ("Rss", "Shared", "Private"), lasts=True),
+               _zero_filled_split, ("Rss", "Shared", "Private"), lasts=IN_BLOCK, where=_pages_split),
     Difference("empty-table", "DONTNEED of a whole block now frees the empty table, so that the next fault may be huge",
                "\"mm: pgtable: reclaim empty PTE page in madvise(MADV_DONTNEED)\" (v6.14), mm/memory.c"
                " reclaim_pt_is_enabled(): row 10. Compared until such a table is used again",
-               _empty_table_used, ALL_BUT_DATA, lasts=True),
+               _empty_table_used, ALL_BUT_DATA, lasts=IN_BLOCK, where=_empty_tables_used),
     Difference("collapse", "MADV_COLLAPSE takes ranges that v4.20's khugepaged would not",
                "mm/khugepaged.c: pages of huge pages, shared and read-only ones, one page among empty entries, and"
                " whatever sysfs says without MADV_HUGEPAGE: 6.1, rows 37 and 38; v4.20 has no MADV_COLLAPSE. Ranges of 512"
                " young, writable, own small pages with MADV_HUGEPAGE are compared",
-               _collapse_by_other_rules, ALL_BUT_DATA, lasts=True),
+               _collapse_by_other_rules, ALL_BUT_DATA, lasts=IN_BLOCK),
     Difference("collapse-error", "what MADV_COLLAPSE returns where v4.20 has nothing to compare it with",
                "the call is of v6.1; compared for ranges that both have to collapse", _collapse_error, ("result",)),
     Difference("mremap-hole", "mremap of nothing, in place and not longer: v4.20 says it is done",
@@ -184,9 +209,9 @@ DIFFERENCES: tuple[Difference, ...] = (
                lambda s: _mremap_of_hole(s) and s.step.arg2 == s.step.pages, ("result",)),
     Difference("mremap-hole-cut", "the same, and shorter: v4.20 has then unmapped the end of it",
                "v4.20 mremap() calls do_munmap(addr + new_len) without a look at what is mapped at addr",
-               lambda s: _mremap_of_hole(s) and s.step.arg2 != s.step.pages, EVERYTHING, lasts=True),
+               lambda s: _mremap_of_hole(s) and s.step.arg2 != s.step.pages, EVERYTHING, lasts=IN_PROGRAM),
     Difference("mremap-refused", "a refused move: v4.20 has unmapped the destination before it looks at the source",
                "v4.20 mremap_to() calls do_munmap(new_addr) before vma_to_resize(); do_mremap() of today looks the vma up"
                " first, and moves several at once (commit d23cb648e365, v6.17). From there on the programs differ",
-               _mremap_refused, EVERYTHING, lasts=True),
+               _mremap_refused, EVERYTHING, lasts=IN_PROGRAM),
 )

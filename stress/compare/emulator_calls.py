@@ -45,7 +45,7 @@ from concur_thp.mm.thp_sysfs import set_switch
 from concur_thp.mm.vmstat import Stat
 from stress.compare.access import compare_collapse, compare_load, compare_pin, compare_remote, compare_store
 from stress.compare.look import EMPTY, HUGE, NO_HUGE, PLAIN, PRESENT, SHARED, TABLE, ZERO, compare_look, looked_at
-from stress.compare.observed import LOOKED_AT, Look, Seen
+from stress.compare.observed import LOOKED_AT, Block, Look, Seen
 from stress.compare.steps import ARENA, ARENA_PAGES, BLOCK, BLOCKS, PAGE, WORDS, Program, Step, value_of, word_of
 
 ADVICE = {"dontneed": MADV_DONTNEED, "free": MADV_FREE, "huge": MADV_HUGEPAGE, "nohuge": MADV_NOHUGEPAGE}
@@ -191,14 +191,15 @@ class Calls:
         compare_look(self.cpu, mm, ARENA)
         state = self.rows["state"]
         there = state & PRESENT != 0
-        counted = there & (state & ZERO == 0)
-        shared = int(np.count_nonzero(counted & (state & SHARED != 0)))
-        rss = int(np.count_nonzero(counted))
-        huge = int(np.count_nonzero(counted & (state & HUGE != 0)))
         places = there.astype(np.uint8).tobytes()
         words = np.ascontiguousarray(self.rows["word"]).tobytes()
-        look = Look(4 * huge, 4 * rss, 4 * shared, 4 * (rss - shared), int(np.count_nonzero(there)), zlib.crc32(places),
-                    zlib.crc32(words), (places, words) if detail else (b"", b""))
+        kinds = [state & (PRESENT | ZERO | mask) == PRESENT | mask for mask in (HUGE, 0, SHARED)]
+        huge, rss, shared = (4 * kind.reshape(BLOCKS, BLOCK).sum(axis=1) for kind in kinds)
+        blocks = tuple(Block(int(huge[i]), int(rss[i]), int(shared[i]), int(rss[i] - shared[i]),
+                             zlib.crc32(places[i * BLOCK : (i + 1) * BLOCK])) for i in range(BLOCKS))
+        look = Look(int(huge.sum()), int(rss.sum()), int(shared.sum()), int(rss.sum() - shared.sum()),
+                    int(np.count_nonzero(there)), zlib.crc32(places), zlib.crc32(words), blocks,
+                    (places, words) if detail else (b"", b""))
         return look, "".join(self._kind(block) for block in state.reshape(BLOCKS, BLOCK))
 
     @staticmethod

@@ -10,7 +10,7 @@ from concur_thp.config import MachineConfig, parse_size
 from concur_thp.machine import Machine
 from concur_thp.mm.mm_types import zones
 from stress.compare.emulator_calls import Calls
-from stress.compare.kernel_server import receive, send
+from stress.compare.kernel_server import plain, receive, send
 from stress.compare.observed import Run
 from stress.compare.steps import BLOCK, Step
 
@@ -54,5 +54,5 @@ def _violations(machine: Machine) -> str:
 
 
 def _plain(seen: Run) -> list[object]:
-    return [(one.result, one.counters, {task: tuple(look) for task, look in one.looks.items()}, one.events, one.blocks)
+    return [(one.result, one.counters, {task: plain(look) for task, look in one.looks.items()}, one.events, one.blocks)
             for one in seen]

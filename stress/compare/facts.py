@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from stress.compare.differences import DIFFERENCES, Situation
+from stress.compare.differences import DIFFERENCES, IN_BLOCK, IN_PROGRAM, Situation
+from stress.compare.doubts import Doubts, Place
 from stress.compare.observed import Look, Run, Seen
-from stress.compare.steps import Program
+from stress.compare.steps import BLOCKS, Program
 
 COUNTER_KINDS = {"F": "thp_fault_alloc", "S": "thp_split_pmd", "P": "thp_split_page", "D": "thp_deferred_split_page",
                  "failed": "thp_split_page_failed"}
@@ -28,9 +29,11 @@ class Fact:
     task: int | None
     emulator: Any
     kernel: Any
+    block: int | None = None
+    """Of the whole arena when None."""
 
     def __str__(self) -> str:
-        whose = "" if self.task is None else f" of task {self.task}"
+        whose = "" if self.task is None else f" of task {self.task}" + ("" if self.block is None else f" in block {self.block}")
         name = COUNTER_KINDS.get(self.kind, self.kind)
         return f"step {self.step}: {name}{whose}: emulator {self.emulator}, kernel {self.kernel}"
 
@@ -57,41 +60,71 @@ class Verdict:
 def compare(program: Program, emulator: Run, kernel: Run, kinds: frozenset[str] = frozenset(KINDS)) -> Verdict:
     """Every fact of `kinds`, step by step, but for what DIFFERENCES takes out. Ends with the first step that differs."""
     verdict = Verdict(program)
-    lasting: dict[str, str] = {}
+    doubts = Doubts()
     for index in range(min(len(program), len(emulator), len(kernel))):
-        here = dict(lasting)
-        for row in DIFFERENCES:
-            if row.holds(Situation(program, index, emulator, kernel)):
-                taken = {kind: row.id for kind in row.skips}
-                here = taken | here
-                if row.lasts:
-                    lasting = taken | lasting
-        for fact in _facts(index, emulator[index], kernel[index]):
-            if fact.kind not in kinds:
-                verdict.skipped[fact.kind, "row"] += 1
-            elif fact.kind in here:
-                verdict.skipped[fact.kind, here[fact.kind]] += 1
-            else:
-                verdict.compared[fact.kind] += 1
-                if fact.emulator != fact.kernel:
-                    verdict.differ.append(fact)
+        step, ours, theirs = program[index], emulator[index], kernel[index]
+        touched = doubts.touched(step)
+        here = _hold(Situation(program, index, emulator, kernel), doubts, touched)
+        doubts.follow(step, ours.result >= 0 and theirs.result >= 0)
+        in_step = doubts.of_all(touched) | here
+        for fact in _of_step(index, ours, theirs):
+            _count(verdict, fact, kinds, in_step)
+        for task in sorted({*ours.looks, *theirs.looks}):
+            for fact, doubted in _of_task(index, task, ours.looks.get(task), theirs.looks.get(task), doubts):
+                _count(verdict, fact, kinds, doubted | here)
         if verdict.differ:
             break
     return verdict
 
 
-def _facts(index: int, emulator: Seen, kernel: Seen) -> Iterator[Fact]:
+def _hold(situation: Situation, doubts: Doubts, touched: list[Place]) -> dict[str, str]:
+    """What the rows take out of this step alone; what lasts is noted where it lasts."""
+    here: dict[str, str] = {}
+    for row in DIFFERENCES:
+        if not row.holds(situation):
+            continue
+        if row.lasts == IN_BLOCK:
+            doubts.add((row.where(situation) if row.where else []) or touched, row.skips, row.id)
+        elif row.lasts == IN_PROGRAM:
+            doubts.program = {kind: row.id for kind in row.skips} | doubts.program
+        else:
+            here |= {kind: row.id for kind in row.skips}
+    return here
+
+
+def _count(verdict: Verdict, fact: Fact, kinds: frozenset[str], doubted: dict[str, str]) -> None:
+    if fact.kind not in kinds:
+        verdict.skipped[fact.kind, "row"] += 1
+    elif fact.kind in doubted:
+        verdict.skipped[fact.kind, doubted[fact.kind]] += 1
+    else:
+        verdict.compared[fact.kind] += 1
+        if fact.emulator != fact.kernel:
+            verdict.differ.append(fact)
+
+
+def _of_step(index: int, emulator: Seen, kernel: Seen) -> Iterator[Fact]:
     yield Fact(index, "result", None, emulator.result, kernel.result)
     for kind, name in COUNTER_KINDS.items():
         mine_, theirs_ = emulator.counter(name), kernel.counter(name)
         if kind == "failed":  # drop_caches goes round as long as any shrinker frees something, and tries again each time
             mine_, theirs_ = min(mine_, 1), min(theirs_, 1)
         yield Fact(index, kind, None, mine_, theirs_)
-    for task in sorted({*emulator.looks, *kernel.looks}):
-        mine: Look | None = emulator.looks.get(task)
-        theirs: Look | None = kernel.looks.get(task)
-        for kind, name in LOOK_KINDS.items():
-            yield Fact(index, kind, task, getattr(mine, name, None), getattr(theirs, name, None))
+
+
+def _of_task(index: int, task: int, mine: Look | None, theirs: Look | None,
+             doubts: Doubts) -> Iterator[tuple[Fact, dict[str, str]]]:
+    """Facts of the whole arena, as smaps has them; by block where a block is in doubt. With what is doubted of each."""
+    by_block = [doubts.of((task, block)) for block in range(BLOCKS)]
+    for kind, name in LOOK_KINDS.items():
+        whole = Fact(index, kind, task, getattr(mine, name, None), getattr(theirs, name, None))
+        reason = next((doubted[kind] for doubted in by_block if kind in doubted), None)
+        if reason is None or kind in doubts.program or not (mine and theirs and mine.blocks and theirs.blocks):
+            yield whole, {} if reason is None else {kind: reason}
+            continue
+        for block, (ours, other) in enumerate(zip(mine.blocks, theirs.blocks, strict=True)):
+            if ours.rss or other.rss or ours.places != other.places:
+                yield Fact(index, kind, task, getattr(ours, name), getattr(other, name), block), by_block[block]
 
 
 def least(runs: list[Run]) -> Run:

@@ -12,6 +12,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 
+from stress.compare import pagemap
 from stress.compare.observed import LOOKED_AT, Look
 from stress.compare.steps import ARENA, ARENA_PAGES, PAGE, WORDS, Step, value_of, word_of
 
@@ -56,8 +57,6 @@ _one_word = [_iovecs(8 * word, 8) for word in range(WORDS)]
 _all_words = _iovecs(0, ROW)
 _MAPPING = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) (r)?[^\n]*\n", re.M)
 _FIGURE = re.compile(rb"^(Rss|Shared_Clean|Shared_Dirty|Private_Clean|Private_Dirty|AnonHugePages): +(\d+)", re.M)
-_PRESENT = bytes(value >> 7 for value in range(256))
-"""Of the highest byte of a pagemap word: is the page there?"""
 _NAMES = [b"\n%s " % name.encode() for name in LOOKED_AT]
 
 
@@ -175,7 +174,7 @@ class Calls:
     def look(self, detail: bool) -> Look:
         """The arena of this task, without touching what is not there."""
         figures, unreadable = self._smaps()
-        places = os.pread(self.pagemap, 8 * ARENA_PAGES, ARENA // PAGE * 8)[7::8].translate(_PRESENT)
+        places, blocks = pagemap.look(self.pagemap)
         readable = bytearray(places)
         for first, end in unreadable:
             readable[first:end] = bytes(end - first)
@@ -183,7 +182,7 @@ class Calls:
         shared = figures.get(b"Shared_Clean", 0) + figures.get(b"Shared_Dirty", 0)
         private = figures.get(b"Private_Clean", 0) + figures.get(b"Private_Dirty", 0)
         return Look(figures.get(b"AnonHugePages", 0), figures.get(b"Rss", 0), shared, private, places.count(1),
-                    zlib.crc32(places), zlib.crc32(words), (places, words) if detail else (b"", b""))
+                    zlib.crc32(places), zlib.crc32(words), blocks, (places, words) if detail else (b"", b""))
 
     def _smaps(self) -> tuple[dict[bytes, int], list[tuple[int, int]]]:
         """Sums over the arena's mappings, and those that may not be read, as page numbers."""

@@ -15,7 +15,7 @@ import sys
 from typing import Any
 
 from stress.compare.kernel_calls import Calls, vmstat
-from stress.compare.observed import Look, Seen
+from stress.compare.observed import Block, Look, Seen
 from stress.compare.steps import Program, Step
 
 SECONDS = 30.0
@@ -56,7 +56,7 @@ class Task:
         while True:
             kind, steps, first, detail = receive(self.channel)
             if kind == LOOK:
-                send(self.channel, tuple(self.calls.look(detail)))
+                send(self.channel, plain(self.calls.look(detail)))
             else:
                 send(self.channel, [self._run(Step(*step), first + i, detail) for i, step in enumerate(steps)])
 
@@ -66,7 +66,7 @@ class Task:
         before = vmstat(self.calls.vmstat_fd)
         result = self._fork() if step.op == "fork" else self.calls.perform(step, index)
         after = vmstat(self.calls.vmstat_fd)
-        return result, _moved(before, after), tuple(self.calls.look(detail))
+        return result, _moved(before, after), plain(self.calls.look(detail))
 
     def _fork(self) -> int:
         """The child answers at a socket of its own, which nobody else may keep open."""
@@ -163,6 +163,11 @@ class Server:
         self.tasks = {}
 
 
+def plain(look: Look) -> tuple[Any, ...]:
+    """Without names, for the socket."""
+    return tuple(look._replace(blocks=tuple(map(tuple, look.blocks))))  # type: ignore[arg-type]
+
+
 def _moved(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(b - a for a, b in zip(before, after, strict=True))
 
@@ -202,5 +207,10 @@ def main(fd: int) -> None:
 
 def seen_from(raw: list[Any]) -> list[Seen]:
     """What came over the socket, as what it was."""
-    return [Seen(result, tuple(moved), {task: Look(*look) for task, look in looks.items()}, *more)
+    return [Seen(result, tuple(moved), {task: _look_from(*look) for task, look in looks.items()}, *more)
             for result, moved, looks, *more in raw]
+
+
+def _look_from(*fields: Any) -> Look:
+    look = Look(*fields)
+    return look._replace(blocks=tuple(Block(*block) for block in look.blocks))

@@ -12,6 +12,16 @@ BLOCK_KINDS = {".": "nothing", "H": "a huge page", "Z": "the huge zero page",
                "s": "a table full of small pages that v4.20 would collapse", "e": "an empty table"}
 
 
+class Block(NamedTuple):
+    """One block of a task's arena. Sizes in KiB."""
+
+    anon_huge: int
+    rss: int
+    shared: int
+    private: int
+    places: int
+
+
 class Look(NamedTuple):
     """One task's arena. Sizes in KiB, as smaps has them."""
 
@@ -25,6 +35,8 @@ class Look(NamedTuple):
     """Checksum of which pages are there."""
     data: int
     """Checksum of every page's words: 0 where a load would find 0, or may not load."""
+    blocks: tuple[Block, ...] = ()
+    """The same by block, from pagemap; empty where the kernel has no PAGEMAP_SCAN (before v6.7)."""
     detail: tuple[bytes, bytes] = (b"", b"")
     """With details: a byte a page (1: there), and all words."""
 
