@@ -107,6 +107,16 @@ def _reuse_of_pinned(s: Situation) -> bool:
     return s.at > 0 and s.emulator[s.at - 1].events["pins"] > 0 and s.ours.events["wp_reuse"] > 0
 
 
+def _had_three(s: Situation) -> bool:
+    """Were there three tasks at once before?"""
+    return any(len(seen.looks) > 2 for seen in s.emulator[: s.at])
+
+
+def _reuse_behind_three(s: Situation) -> bool:
+    """A write fault found a page of a block mapped by a table its own alone, after three had been there."""
+    return s.ours.events["wp_reuse"] > 0 and "t" in s.before and _had_three(s)
+
+
 def _zero_filled_split(s: Situation) -> bool:
     return _split_page(s) and s.at > 0 and s.emulator[s.at - 1].events["empty"] > 0
 
@@ -118,8 +128,8 @@ def _pages_split(s: Situation) -> list[Place]:
 
 def _free_of_shared_thp(s: Situation) -> bool:
     """MADV_FREE split a huge page that others map in part, for a page that they do not map."""
-    split = s.ours.counter("thp_split_page") > s.theirs.counter("thp_split_page")
-    return s.step.op == "free" and split and len(s.ours.looks) > 1
+    split = any(s.ours.counter(name) > s.theirs.counter(name) for name in ("thp_split_page", "thp_split_pmd"))
+    return s.step.op == "free" and split and (len(s.ours.looks) > 1 or _had_three(s))
 
 
 def _huge_zero_forbidden(s: Situation) -> bool:
@@ -165,35 +175,44 @@ def _mremap_refused(s: Situation) -> bool:
 
 DIFFERENCES: tuple[Difference, ...] = (
     Difference("K6", "a huge page that loses all its mappings at once is queued for a deferred split, and counted",
-               "v4.20 page_remove_rmap() queues whatever is unmapped; since v5.5 (\"mm, thp: do not queue fully unmapped"
-               " pages for deferred split\") and with batched rmap (v6.9) only what stays mapped in part: rows 2, 5, 9",
+               "v4.20 page_remove_rmap() queues whatever is unmapped; since f1fe80d4ae33 (\"mm, thp: do not queue fully"
+               " unmapped pages for deferred split\", v5.5 by its date) only what stays mapped in part; of pages mapped by"
+               " tables since rmap goes in batches (measured; v6.9 not confirmed): rows 2, 5, 9",
                _all_unmapped, ("D",)),
     Difference("K7", "a split queues the very page it splits",
                "v4.20 try_to_unmap_one() goes through page_remove_rmap(), which queues; later kernels do not count"
-               " splits and migrations: semantics 6.1, row 27",
+               " splits and migrations: measured on 6.18 (semantics 6.1, row 27); the commit: not confirmed",
                _split_page, ("D",)),
     Difference("cow", "a write to a shared huge page copies all of it; now its pmd is split and one page is copied",
-               "commit 3917c80280c9 \"thp: change CoW semantics for anon-THP\" (v5.8); do_huge_pmd_wp_page(): row 18."
-               " What is there and what is in it still has to agree",
+               "commit 3917c80280c9 \"thp: change CoW semantics for anon-THP\" (v5.8 by its date), do_huge_pmd_wp_page():"
+               " row 18. What is there and what is in it still has to agree",
                _cow_of_shared_thp, ("AnonHugePages", "Shared", "Private", *COUNTERS), lasts=IN_BLOCK, where=_shared_huge_pages),
     Difference("pinned", "a write to a page that was shared once and is pinned: v4.20 counts mappings, and writes to it",
-               "v4.20 reuse_swap_page() asks for the mapcount; since v5.8 (commit 09854ba94c6a \"mm: do_wp_page()"
-               " simplification\") and PageAnonExclusive (v5.19) references count, and one too many means a copy: 6.1, K12",
+               "v4.20 reuse_swap_page() asks for the mapcount; since 09854ba94c6a (\"mm: do_wp_page()"
+               " simplification\") page_count() counts; since 1da190f4d0a6 (v6.15 by its date) references to a huge page may be"
+               " the mappings' alone; one too many means a copy: 6.1, K12. PageAnonExclusive (v5.19) plays in: not confirmed",
                _reuse_of_pinned, ("AnonHugePages", "Shared", "Private", *COUNTERS), lasts=IN_BLOCK),
+    Difference("owners", "a write to a small page of a huge page that three had: v4.20 reuses it when nobody else maps it",
+               "v4.20 reuse_swap_page() counts the mappings of the page. v5.8 to v6.14 copied what is part of a huge page;"
+               " since v6.15 it is reused when one mm maps the folio (commit 1da190f4d0a6 \"mm: Copy-on-Write (COW) reuse"
+               " support for PTE-mapped THP\"), and two owners are tracked (6af8cb80d3a9 \"mm/rmap: basic MM owner tracking for"
+               " large folios\"): behind a third it counts as shared. A copy leaves it mapped in part: D+1",
+               _reuse_behind_three, ("AnonHugePages", "Shared", "Private", *COUNTERS), lasts=IN_BLOCK),
     Difference("free-shared", "MADV_FREE of a page that is its own, in a huge page that others map too: now left alone",
-               "v4.20 madvise_free_pte_range() asks page_mapcount() of the one page, and splits; with folios (v6.5 on) it"
-               " asks whether the whole folio is mapped by others, folio_maybe_mapped_shared() today, and does not",
-               _free_of_shared_thp, ("Rss", "Shared", "Private", *COUNTERS), lasts=IN_BLOCK),
+               "v4.20 madvise_free_huge_pmd() and madvise_free_pte_range() ask page_mapcount() of one page, and split; now they"
+               " ask of the whole folio, folio_maybe_mapped_shared() since v6.15 (003fde4492c8 \"mm: convert"
+               " folio_likely_mapped_shared() to folio_maybe_mapped_shared()\"). Which version asked first: not confirmed",
+               _free_of_shared_thp, ALL_BUT_DATA, lasts=IN_BLOCK),
     Difference("huge-zero", "a write to the huge zero page makes a huge page, whatever MADV_NOHUGEPAGE has said since",
-               "v4.20 do_huge_pmd_wp_page() asks transparent_hugepage_enabled(vma) and else splits the pmd; since \"mm:"
-               " allocate THP on hugezeropage wp-fault\" (v6.13) do_huge_zero_wp_pmd() does not ask",
+               "v4.20 do_huge_pmd_wp_page() asks transparent_hugepage_enabled(vma) and else splits the pmd; since 1ced09e0331f"
+               " (\"mm: allocate THP on hugezeropage wp-fault\", v6.13 by its date) do_huge_zero_wp_pmd() does not ask",
                _huge_zero_forbidden, ALL_BUT_DATA, lasts=IN_BLOCK, where=lambda s: s.changed("z", "t")),
     Difference("zero-filled", "a split now maps the zero page in the place of pages full of zeroes",
                "commit b1f202060afe \"mm: remap unused subpages to shared zeropage when splitting isolated thp\""
                " (v6.12): row 28. They are still there, and still zero",
                _zero_filled_split, ("Rss", "Shared", "Private"), lasts=IN_BLOCK, where=_pages_split),
     Difference("empty-table", "DONTNEED of a whole block now frees the empty table, so that the next fault may be huge",
-               "\"mm: pgtable: reclaim empty PTE page in madvise(MADV_DONTNEED)\" (v6.14), mm/memory.c"
+               "commit 6375e95f381e \"mm: pgtable: reclaim empty PTE page in madvise(MADV_DONTNEED)\" (v6.14), mm/pt_reclaim.c"
                " reclaim_pt_is_enabled(): row 10. Compared until such a table is used again",
                _empty_table_used, ALL_BUT_DATA, lasts=IN_BLOCK, where=_empty_tables_used),
     Difference("collapse", "MADV_COLLAPSE takes ranges that v4.20's khugepaged would not",
@@ -204,14 +223,16 @@ DIFFERENCES: tuple[Difference, ...] = (
     Difference("collapse-error", "what MADV_COLLAPSE returns where v4.20 has nothing to compare it with",
                "the call is of v6.1; compared for ranges that both have to collapse", _collapse_error, ("result",)),
     Difference("mremap-hole", "mremap of nothing, in place and not longer: v4.20 says it is done",
-               "v4.20 mremap() looks for the vma only when the mapping grows or moves; since commit 550a7d60bd5e (v5.16)"
-               " it does so first, and returns EFAULT",
+               "v4.20 mremap() looks for the vma only when the mapping grows or moves; since commit 550a7d60bd5e (\"mm,"
+               " hugepages: add mremap() support for hugepage backed vma\", v5.16 by its date) it does so first: EFAULT",
                lambda s: _mremap_of_hole(s) and s.step.arg2 == s.step.pages, ("result",)),
     Difference("mremap-hole-cut", "the same, and shorter: v4.20 has then unmapped the end of it",
-               "v4.20 mremap() calls do_munmap(addr + new_len) without a look at what is mapped at addr",
+               "v4.20 mremap() calls do_munmap(addr + new_len) without a look at what is mapped at addr;"
+               " now EFAULT, see mremap-hole",
                lambda s: _mremap_of_hole(s) and s.step.arg2 != s.step.pages, EVERYTHING, lasts=IN_PROGRAM),
     Difference("mremap-refused", "a refused move: v4.20 has unmapped the destination before it looks at the source",
                "v4.20 mremap_to() calls do_munmap(new_addr) before vma_to_resize(); do_mremap() of today looks the vma up"
-               " first, and moves several at once (commit d23cb648e365, v6.17). From there on the programs differ",
+               " first, and moves several at once (d23cb648e365 \"mm/mremap: permit mremap() move of multiple VMAs\", v6.17 by its"
+               " date). From there on the programs differ",
                _mremap_refused, EVERYTHING, lasts=IN_PROGRAM),
 )

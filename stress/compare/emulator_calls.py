@@ -70,11 +70,11 @@ class Calls:
         self.tasks: dict[int, Mm] = {}
         self.pins: dict[int, list[int]] = {}
 
-    def run(self, program: Program, detail: bool) -> tuple[list[Seen], str]:
+    def run(self, program: Program, detail: bool, audited: bool = True) -> tuple[list[Seen], str]:
         """What was seen after each step, and what is wrong with the machine; at the end everybody is gone."""
         self.tasks, self.pins = {0: Mm(int(mm_alloc(self.cpu)))}, {}
         seen = [self._step(step, index, detail) for index, step in enumerate(program)]
-        broken = self.look_after()
+        broken = self.look_after() if audited else ""
         for task in list(self.tasks):
             self._leave(task)
         return seen, broken

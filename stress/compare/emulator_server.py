@@ -32,8 +32,8 @@ def serve(channel: socket.socket, memory: str, prepare: Callable[[], None] | Non
         free = free_pages()
         try:
             while True:
-                steps, detail = receive(channel)
-                seen, broken = calls.run(tuple(Step(*step) for step in steps), detail)
+                steps, detail, audited = receive(channel)
+                seen, broken = calls.run(tuple(Step(*step) for step in steps), detail, audited)
                 calls.drain()
                 if not broken and free_pages() != free:
                     broken = f"{free - free_pages()} pages were not given back when every task had gone"

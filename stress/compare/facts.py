@@ -7,7 +7,7 @@ from typing import Any
 
 from stress.compare.differences import DIFFERENCES, IN_BLOCK, IN_PROGRAM, Situation
 from stress.compare.doubts import Doubts, Place
-from stress.compare.observed import Look, Run, Seen
+from stress.compare.observed import UNKNOWN, Look, Run, Seen
 from stress.compare.steps import BLOCKS, Program
 
 COUNTER_KINDS = {"F": "thp_fault_alloc", "S": "thp_split_pmd", "P": "thp_split_page", "D": "thp_deferred_split_page",
@@ -124,7 +124,8 @@ def _of_task(index: int, task: int, mine: Look | None, theirs: Look | None,
             continue
         for block, (ours, other) in enumerate(zip(mine.blocks, theirs.blocks, strict=True)):
             if ours.rss or other.rss or ours.places != other.places:
-                yield Fact(index, kind, task, getattr(ours, name), getattr(other, name), block), by_block[block]
+                doubted = {kind: reason} if getattr(other, name) == UNKNOWN else by_block[block]
+                yield Fact(index, kind, task, getattr(ours, name), getattr(other, name), block), doubted
 
 
 def least(runs: list[Run]) -> Run:

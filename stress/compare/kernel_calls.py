@@ -181,6 +181,7 @@ class Calls:
         words = bytes(self._words(bytes(readable)))
         shared = figures.get(b"Shared_Clean", 0) + figures.get(b"Shared_Dirty", 0)
         private = figures.get(b"Private_Clean", 0) + figures.get(b"Private_Dirty", 0)
+        blocks = pagemap.settle(blocks, shared, private)
         return Look(figures.get(b"AnonHugePages", 0), figures.get(b"Rss", 0), shared, private, places.count(1),
                     zlib.crc32(places), zlib.crc32(words), blocks, (places, words) if detail else (b"", b""))
 

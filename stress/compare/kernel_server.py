@@ -195,11 +195,13 @@ def main(fd: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Tasks are not waited for: their sockets say when they are gone.
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)  # The one who asks decides, by closing the socket.
+    cpu = min(os.sched_getaffinity(0), key=lambda number: (number + os.getpid()) % 64)
+    os.sched_setaffinity(0, {cpu})  # A page that waits in another CPU's queue for the LRU lists has a reference too many.
     channel = socket.socket(fileno=fd)
     server = Server(channel)
     try:
         while True:
-            steps, detail = receive(channel)
+            steps, detail, _ = receive(channel)
             send(channel, (server.run(tuple(Step(*step) for step in steps), detail), ""))
     except (EOFError, ConnectionError):
         sys.exit(0)

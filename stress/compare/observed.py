@@ -12,6 +12,10 @@ BLOCK_KINDS = {".": "nothing", "H": "a huge page", "Z": "the huge zero page",
                "s": "a table full of small pages that v4.20 would collapse", "e": "an empty table"}
 
 
+UNKNOWN = -1
+"""What cannot be told of a block."""
+
+
 class Block(NamedTuple):
     """One block of a task's arena. Sizes in KiB."""
 

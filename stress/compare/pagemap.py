@@ -8,7 +8,7 @@ import ctypes
 import os
 import zlib
 
-from stress.compare.observed import Block
+from stress.compare.observed import UNKNOWN, Block
 from stress.compare.steps import ARENA, ARENA_PAGES, BLOCK, BLOCKS, PAGE
 
 PAGEMAP_SCAN = 0xC0606610
@@ -57,6 +57,19 @@ def look(fd: int) -> tuple[bytes, tuple[Block, ...]]:
             huge[first:end] = b"\1" * (end - first)
     own = top.translate(_OWN)
     return places, tuple(_block(at, at + BLOCK, places, huge, counted, own) for at in range(0, BLOCKS * BLOCK, BLOCK))
+
+
+def settle(blocks: tuple[Block, ...], shared: int, private: int) -> tuple[Block, ...]:
+    """Of a huge entry's pages pagemap says what is true of the first: the rest of smaps' figures is that of the huge block.
+
+    Where there are several it is not known whose.
+    """
+    huge = [block for block in blocks if block.anon_huge]
+    plain = [block for block in blocks if not block.anon_huge]
+    figures = (UNKNOWN, UNKNOWN)
+    if len(huge) == 1:
+        figures = (shared - sum(block.shared for block in plain), private - sum(block.private for block in plain))
+    return tuple(block._replace(shared=figures[0], private=figures[1]) if block.anon_huge else block for block in blocks)
 
 
 def _block(first: int, end: int, places: bytes, huge: bytearray, counted: bytearray, own: bytes) -> Block:

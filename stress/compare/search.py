@@ -13,6 +13,9 @@ AHEAD = 4
 """Programs that have been handed to both sides and not been looked at."""
 DRAWN = 3
 """Some programs are drawn more than once."""
+AUDIT_EVERY = 4
+"""The emulator's machine is audited behind every so many programs: an audit costs more than the rest. When one finds something,
+those since the last are run again, each on its own and audited."""
 SHRINK_RUNS = 100
 """Programs that hypothesis may try to find a shorter one; and how many may be tried behind it."""
 
@@ -31,6 +34,9 @@ class Search:
     def __init__(self, judge: Judge, number: int, seed: int, without: frozenset[str], tick: Callable[[int], None]):
         self.judge, self.number, self.seed, self.without, self.tick = judge, number, seed, without, tick
         self.waiting: deque[Program] = deque()
+        self.handed = 0
+        self.unaudited: list[Program] = []
+        """Those that agreed since the last audit."""
         self.good: set[Program] = set()
         self.bad: dict[Program, Verdict] = {}
         self.left = SHRINK_RUNS
@@ -49,19 +55,25 @@ class Search:
             return
         if len(self.good) + len(self.waiting) == self.number:
             raise Stop
-        self.judge.emulator.ask(program, False)
-        self.judge.kernel.ask(program, False)
+        self.handed += 1
+        self.judge.ask(program, audited=self._audited(self.handed))
         self.waiting.append(program)
         if len(self.waiting) > AHEAD:
             self._look(self.waiting[0])
+
+    @staticmethod
+    def _audited(number: int) -> bool:
+        return number % AUDIT_EVERY == 0
 
     def _look(self, program: Program) -> None:
         """The oldest one's answers. When they do not agree, it and those behind it are run again, one by one."""
         kernel, said = self.judge.kernel.answer()
         emulator, broken = self.judge.emulator.answer()
         verdict = compare(program, emulator, kernel)
+        number = self.handed - len(self.waiting) + 1
         if verdict.agree and not said and not broken and not ended(program, emulator, kernel):
             self.waiting.popleft()
+            self.unaudited = [] if self._audited(number) else [*self.unaudited, program]
             self._passed(verdict)
             return
         again = list(self.waiting)
@@ -69,15 +81,27 @@ class Search:
         for _ in again[1:]:
             self.judge.kernel.answer()
             self.judge.emulator.answer()
+        if broken:
+            self.judge.emulator.stop()
+            self._who_broke_it()
         for suspect in again:
             self._alone(suspect)
 
+    def _who_broke_it(self) -> None:
+        """What is wrong with the machine may be the work of a program that agreed and was not audited."""
+        for suspect in self.unaudited:
+            self._judge_alone(suspect)
+        self.unaudited = []
+
     def _alone(self, program: Program) -> None:
+        self._passed(self._judge_alone(program))
+
+    def _judge_alone(self, program: Program) -> Verdict:
         verdict = self.judge.verdict(program)
         if not verdict.agree:
             self.bad[program] = verdict
             raise Stop
-        self._passed(verdict)
+        return verdict
 
     def _passed(self, verdict: Verdict) -> None:
         self.good.add(verdict.program)
@@ -86,7 +110,7 @@ class Search:
 
     def _shortest(self) -> Verdict:
         """By hypothesis first, which draws the same programs again and then simplifies; then step by step."""
-        with suppress(Differs):
+        with suppress(Differs, Stop):
             explore(DRAWN * self.number, self.seed, self._judge_known, self.without)
         shortest = min(self.bad, key=len)
         self.left = 3 * SHRINK_RUNS
@@ -96,6 +120,8 @@ class Search:
         return verdict
 
     def _judge_known(self, program: Program) -> None:
+        if self.left <= 0:
+            raise Stop  # Hypothesis would go on for minutes with what cannot be tried any more.
         if self._is_bad(program):
             raise Differs
 

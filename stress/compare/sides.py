@@ -46,12 +46,13 @@ class Side:
         """End it; what it said on standard error."""
         return ""
 
-    def ask(self, program: Program, detail: bool) -> None:
+    def ask(self, program: Program, detail: bool = False, audited: bool = True) -> None:
+        """`audited`: the emulator's whole machine is looked at behind it."""
         if self.channel is None:
             self.start()
         assert self.channel is not None
         with contextlib.suppress(OSError):
-            send(self.channel, ([tuple(step) for step in program], detail))
+            send(self.channel, ([tuple(step) for step in program], detail, audited))
 
     def answer(self) -> tuple[Run, str]:
         """What was seen, as far as it got, and what broke it, if anything did."""

@@ -28,7 +28,7 @@ def emulator_only(prepare: Callable[[], None] | None = None) -> EmulatorSide:
 
 def run(side, text):
     program = parse(text)
-    side.ask(program, False)
+    side.ask(program)
     return side.answer()
 
 
