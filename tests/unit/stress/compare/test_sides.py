@@ -80,13 +80,61 @@ def test_rows_agree_and_the_switches_are_as_before(tmp_path):
     assert {name: Path(THP / name).read_text() for name in before} == before
 
 
+QUICK = "fork leaves the parent its write bit"
 BROKEN: dict[str, Edit] = {
     "the offset of DoubleMap is forgotten": Delete("move_compound_mapcount", "tail_page(page, i)._mapcount.add(1)"),
     "DONTNEED passes over whole blocks": Replace(
         "unmap_page_range", "zap_pmd(...)",
         "if following - addr != HPAGE_PMD_SIZE:\n    zap_pmd(cpu, vma, mm_pmd(mm, addr), addr, following)"),
-    "fork leaves the parent its write bit": Delete("copy_anon_pmd", "ptep_set_wrprotect(src_pmd)"),
+    QUICK: Delete("copy_anon_pmd", "ptep_set_wrprotect(src_pmd)"),
 }
+
+
+FOUND_BY_RANDOM_PROGRAMS = {
+    "pages that three had are copied, v4.20 reuses them":
+        "0 mmap 0 512 rw; 0 huge 0 512; 0 store 0 1; 0 nohuge 255 1; 0 fork 1; 0 fork 2; 0 exit; 1 mmap 0 512 rw; 2 store 0 1",
+    "MADV_FREE of the first page, which the child has a copy of":
+        "0 mmap 0 512 rw; 0 huge 0 512; 0 store 0 1; 0 fork 1; 1 mlock 0 1; 0 free 0 1",
+    "of a huge entry's pages pagemap knows the first":
+        "0 mmap 0 1024 rw; 0 huge 0 1024; 0 store 0 1024; 0 fork 1; 0 store 512 1; 0 mlock 0 1",
+    "a split that fails where another CPU's queue has the page":
+        "0 mmap 0 512 rw; 0 huge 0 512; 0 store 0 512; 0 munmap 0 338; 0 free 255 287; 0 load 884 1",
+}
+
+
+@needs_kernel
+def test_what_random_programs_found_agrees():
+    main._link(lambda done, total: None)
+    with Switches() as switches, Judge(EmulatorSide(forget=switches.close_inherited), KernelSide()) as judge:
+        for name, text in FOUND_BY_RANDOM_PROGRAMS.items():
+            assert judge.judge(parse(text)).agree, name
+
+
+@needs_kernel
+def test_blocks_and_smaps_say_the_same():
+    kernel = KernelSide()
+    text = ("0 mmap 0 1536 rw; 0 huge 0 1536; 0 store 0 512; 0 load 512 1; 0 nohuge 1024 512; 0 store 1030 9; 0 fork 1;"
+            "0 dontneed 7 1; 0 load 1024 3; 1 store 600 1; 1 mprotect 1 1 r")
+    seen, broken = run(kernel, text)
+    assert len(seen) == 11 and not broken
+    looks = [look for one in seen for look in one.looks.values() if look.blocks]
+    assert len(looks) in (0, 16)  # None: before v6.7
+    for look in looks:
+        known = [figure for figure in range(4) if all(block[figure] >= 0 for block in look.blocks)]
+        assert [sum(block[figure] for block in look.blocks) for figure in known] == [look[figure] for figure in known]
+        assert len(known) == 4
+    kernel.stop()
+
+
+@needs_kernel
+def test_a_bug_put_in_on_purpose_is_found_quickly():
+    """The one that random programs find first. The others are slow."""
+    variant = Variant([BROKEN[QUICK]])
+    main._link(lambda done, total: None)
+    variant.compile()
+    with Switches() as switches, Judge(EmulatorSide(variant.put, switches.close_inherited), KernelSide()) as judge:
+        verdict = Search(judge, 100, 1, frozenset(("drop_caches",)), lambda done: None).run()
+    assert verdict is not None and not verdict.agree and len(verdict.program) <= 6, verdict
 
 
 @needs_kernel

@@ -1,0 +1,50 @@
+"""Many programs, few audits: who broke the machine is found all the same."""
+
+from stress.compare.judge import Judge
+from stress.compare.search import AUDIT_EVERY, Search
+from stress.compare.steps import parse
+from tests.unit.stress.compare.test_facts import seen
+
+
+class FakeSide:
+    """Answers at once. `bad` breaks its machine, which only an audit sees, and only a new one is rid of."""
+
+    def __init__(self, bad=None):
+        self.bad, self.answers, self.broken, self.audits = bad, [], False, []
+
+    def ask(self, program, detail=False, audited=True):
+        self.broken = self.broken or program == self.bad
+        self.audits.append(audited)
+        self.answers.append(([seen() for _ in program], "a page too few" if audited and self.broken else ""))
+
+    def answer(self):
+        return self.answers.pop(0)
+
+    def stop(self):
+        self.broken = False
+        return ""
+
+
+PROGRAMS = [parse(f"0 store {page} 1") for page in range(4 * AUDIT_EVERY)]
+
+
+def search(monkeypatch, bad):
+    def explore(number, seed, check, without, shrink=True):
+        for program in PROGRAMS:
+            check(program)
+
+    monkeypatch.setattr("stress.compare.search.explore", explore)
+    judge = Judge(FakeSide(bad), FakeSide())
+    return judge, Search(judge, len(PROGRAMS), 1, frozenset(), lambda done: None).run()
+
+
+def test_one_program_in_some_is_audited(monkeypatch):
+    judge, verdict = search(monkeypatch, None)
+    assert verdict is None and judge.programs == len(PROGRAMS)
+    assert sum(judge.emulator.audits) == len(PROGRAMS) // AUDIT_EVERY
+
+
+def test_the_one_that_broke_it_is_found_not_the_one_that_was_audited(monkeypatch):
+    for bad in PROGRAMS[:AUDIT_EVERY] + PROGRAMS[AUDIT_EVERY + 1 : 2 * AUDIT_EVERY]:
+        _, verdict = search(monkeypatch, bad)
+        assert verdict.broken == "a page too few" and verdict.program == bad
