@@ -232,7 +232,7 @@ DIFFERENCES: tuple[Difference, ...] = (
                lambda s: _mremap_of_hole(s) and s.step.arg2 != s.step.pages, EVERYTHING, lasts=IN_PROGRAM),
     Difference("mremap-refused", "a refused move: v4.20 has unmapped the destination before it looks at the source",
                "v4.20 mremap_to() calls do_munmap(new_addr) before vma_to_resize(); do_mremap() of today looks the vma up"
-               " first, and moves several at once (d23cb648e365 \"mm/mremap: permit mremap() move of multiple VMAs\", v6.17 by its"
-               " date). From there on the programs differ",
+               " first, and moves several at once (d23cb648e365 \"mm/mremap: permit mremap() move of multiple VMAs\", v6.17 by"
+               " its date). From there on the programs differ",
                _mremap_refused, EVERYTHING, lasts=IN_PROGRAM),
 )

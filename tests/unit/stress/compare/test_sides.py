@@ -114,7 +114,7 @@ def test_what_random_programs_found_agrees():
 def test_blocks_and_smaps_say_the_same():
     kernel = KernelSide()
     text = ("0 mmap 0 1536 rw; 0 huge 0 1536; 0 store 0 512; 0 load 512 1; 0 nohuge 1024 512; 0 store 1030 9; 0 fork 1;"
-            "0 dontneed 7 1; 0 load 1024 3; 1 store 600 1; 1 mprotect 1 1 r")
+            "0 dontneed 7 1; 0 load 1024 3; 1 mprotect 1 1 r; 1 store 600 1")
     seen, broken = run(kernel, text)
     assert len(seen) == 11 and not broken
     looks = [look for one in seen for look in one.looks.values() if look.blocks]
