@@ -91,6 +91,8 @@ BROKEN: dict[str, Edit] = {
 
 
 FOUND_BY_RANDOM_PROGRAMS = {
+    "a collapse of one page, for which v4.20 allocates a huge page too, and gives up":
+        "0 mmap 0 512 rw; 0 store 0 1; 0 huge 0 512; 0 dontneed 57 1; 0 collapse 0 512",
     "pages that three had are copied, v4.20 reuses them":
         "0 mmap 0 512 rw; 0 huge 0 512; 0 store 0 1; 0 nohuge 255 1; 0 fork 1; 0 fork 2; 0 exit; 1 mmap 0 512 rw; 2 store 0 1",
     "MADV_FREE of the first page, which the child has a copy of":
