@@ -57,6 +57,7 @@ ROWS = (
     Row("free_tail_page", "Page.mapping", _FREED),
     Row("prep_compound_page", "Page.mapping Page.deferred_next Page.deferred_prev", _FRESH),
     Row("prep_transhuge_page", "Page.deferred_next Page.deferred_prev", _FRESH),
+    Row("bad_tails", "Page.mapping", _FREED),
     Row("free_compound_tails", "Page.deferred_prev", _FREED),
     Row("prep_new_page", "Page.private", _FRESH),
     Row("add_to_free_list", "Page.private", _FREE),
