@@ -195,6 +195,22 @@ class Machine:
                             return int(detail.split()[1]) << 10
         raise EmulatorError("the segment is not mapped")
 
+    def move(self, build: str) -> None:
+        """Go on in memory of this process's own, which those it forks share, as a machine of another build whose code is linked
+        already. What the segment holds, and who else uses it, is left alone. References are numbers, so a copy is as good."""
+        before, old = self.places, self.base
+        self.places = layout(self.config)  # There may be more arrays by now.
+        self.size = self.places[""][0]
+        self._moved = mmap.mmap(-1, self.size)
+        self.base = ctypes.addressof(ctypes.c_char.from_buffer(self._moved))
+        for name, (offset, size) in before.items():
+            if name and not name.startswith("sched"):
+                ctypes.memmove(self.base + self.places[name][0], old + offset, size)
+        bind(self.base, self.places)
+        system.segment_bytes = self.size
+        self.build = build
+        self._dirty = map_dirty(self.base, self.size) if build != native.PLAIN else None
+
     def close(self) -> None:
         """Unmap the segment; harmless to repeat."""
         if self._segment is not None:

@@ -100,15 +100,15 @@ def decide(cpu: Cpu, reason: int):
     me.granted = cpu.budget
     if ran > 0:
         sched.idle = 0
-    to = NOBODY
     if sched.steps > sched.bound or sched.stretches >= MAX_STRETCHES - 1:  # What could not be replayed counts as endless.
         finish(cpu, Verdict.LIVELOCK)
-    else:
-        to = pick(cpu.id, reason)
-        if to == NOBODY:
-            to = poller(cpu.id)
-        if to == NOBODY:
-            finish(cpu, Verdict.DEADLOCK if unfinished() else Verdict.FINISHED)
+        return 0
+    to = pick(cpu.id, reason)
+    if to == NOBODY:
+        to = poller(cpu.id)
+    if to == NOBODY:
+        finish(cpu, Verdict.DEADLOCK if unfinished() else Verdict.FINISHED)
+        return 0
     sched.grant = min(sched.grant, sched.bound - sched.steps + 1)
     give(to)
     if to != cpu.id:
@@ -214,8 +214,21 @@ def poller(me: int):
 
 @kernel
 @quiet
+def let_go(to: int):
+    """The first CPU of a run moves; returns when the run is over.
+
+    Context: the stack of the process itself.
+    Emulator: as hand_over(), from outside of the machine.
+    """
+    sched.current = to
+    set_current(cpus[to])
+    switch_stack(int(sched) + MAIN, sched_cpus[to].pointer)
+
+
+@kernel
+@quiet
 def finish(cpu: Cpu, verdict: int):
-    """The run is over: back to whoever started it. Never returns.
+    """The run is over: back to whoever started it. Never returns; where CPUs are processes of their own, in the next run.
 
     Context: on a CPU's stack, which is given up as it stands.
     Emulator: the end of a controlled run.
@@ -375,9 +388,7 @@ def run_once(seed: int):
         return sched.verdict
     sched.grant = min(sched.grant, sched.bound + 1)
     give(to)
-    sched.current = to
-    set_current(cpus[to])
-    switch_stack(int(sched) + MAIN, sched_cpus[to].pointer)
+    let_go(to)
     if sched.steps > sched.longest:
         sched.longest = sched.steps
     return sched.verdict
@@ -450,5 +461,10 @@ def run_alone():
     return sched.verdict
 
 
+<<<<<<< HEAD
 __all__ = ["NOBODY", "after", "can_run", "control_body", "control_main", "decide", "finish", "hand_over", "interrupted",
            "other_interrupted", "pick", "prepare", "run_once"]
+=======
+__all__ = ["NOBODY", "after", "can_run", "control_body", "control_main", "decide", "finish", "hand_over", "let_go",
+           "log_stretch", "pick", "prepare", "run_once"]
+>>>>>>> 115701b (Programs in Python explored: CPUs as processes under control, tokens, charts)

@@ -33,6 +33,7 @@ NOT_COUNTED = (
     "cpus", "rings", "dep_classes", "lockdep", "timespecs", "page_counts", "block_counts", "oracle_words",  # how it came about
     "checking", "check_counts", "seen_tables", "exiting_mms", "swap_device",
     "rmap_walks", "pvmws", "scan_controls", "compact_controls", "fallback_pages", "mmu_gathers",  # scratch of one operation
+    "call_rows",  # and of one call
 )
 """Arrays that say how a state came about, that only the test itself keeps, or that mean nothing between two operations."""
 MULTIPLY = 0x9E3779B97F4A7C15 - (1 << 64)

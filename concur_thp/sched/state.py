@@ -44,6 +44,8 @@ class Verdict(IntEnum):
     LIVELOCK = 4  # more steps than the bound
     DIVERGED = 5  # replay only: not what was recorded
     CRASHED = 6  # the process that ran it died
+    RAISED = 8  # a program in Python raised an exception
+    HUNG = 9  # a CPU process does not come back
 
 
 class SchedCpu(Struct, align=64):

@@ -110,11 +110,15 @@ class Explorer:
             receiver, sender = self._context.Pipe(duplex=False)
             words = mmap.mmap(-1, PROGRESS_BYTES)
             core = self.cores[number % len(self.cores)]
-            arguments = (self, number, core, deadline, sender, words, os.getpid())
-            process = self._context.Process(target=_cell, args=arguments, daemon=True)
+            arguments = (number, core, deadline, sender, words, os.getpid())
+            process = self._context.Process(target=self._start_life, args=arguments, daemon=True)
             process.start()
             sender.close()
             self._cells[number] = (process, receiver, words)
+
+    def _start_life(self, *arguments: Any) -> None:
+        """What a cell's process runs; another kind of cell is made here."""
+        cell_life(self, *arguments, make=lambda: Cell(self.job))
 
     def _watch(self, tick: Callable[[Tally], None] | None) -> Failure | None:
         running = dict(self._cells)
@@ -213,12 +217,13 @@ def _death(code: int | None) -> str:
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
 
 
-def _cell(explorer: Explorer, number: int, core: int, deadline: float, sender: Any, words: mmap.mmap, parent: int) -> None:
+def cell_life(explorer: Explorer, number: int, core: int, deadline: float, sender: Any, words: mmap.mmap, parent: int, *,
+              make: Callable[[], Cell]) -> None:
     """The life of a cell."""
     settle(parent)
     os.sched_setaffinity(0, {core})
     try:
-        with Cell(explorer.job) as cell:
+        with make() as cell:
             cell.controlled.report_to(words)
             if explorer.variant is not None:
                 explorer.variant.put()

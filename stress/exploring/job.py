@@ -50,7 +50,7 @@ class Failure:
     """A run that broke a rule: how, in which schedule, and where each CPU stood."""
 
     kind: str
-    """bug, race, audit, leak, outcome, deadlock, livelock, crash, hung or diverged."""
+    """bug, race, audit, leak, outcome, deadlock, livelock, crash, hung, diverged, or raised (by a program in Python)."""
     symptom: str
     schedule: Schedule = ()
     seed: int = 0
@@ -91,7 +91,8 @@ class Tally:
             self.outcomes[name] = self.outcomes.get(name, 0) + count
 
 
-KINDS = {Verdict.BUG: "bug", Verdict.DEADLOCK: "deadlock", Verdict.LIVELOCK: "livelock", Verdict.DIVERGED: "diverged"}
+KINDS = {Verdict.BUG: "bug", Verdict.DEADLOCK: "deadlock", Verdict.LIVELOCK: "livelock", Verdict.DIVERGED: "diverged",
+         Verdict.CRASHED: "crash", Verdict.HUNG: "hung", Verdict.RAISED: "raised"}
 """Failure.kind of a verdict that speaks for itself."""
 
 __all__: list[Any] = ["KINDS", "Failure", "Job", "Schedule", "Stretch", "Tally"]

@@ -90,9 +90,9 @@ class Shrinker:
         helped = True
         while helped and time.monotonic() < self.until:
             helped = False
-            for plan in _calmer(failure.schedule):
+            for plan in calmer(failure.schedule):
                 simpler = cell.follow(plan, "guided")
-                if simpler is not None and simpler.kind == failure.kind and _size(simpler) < _size(failure):
+                if simpler is not None and simpler.kind == failure.kind and size(simpler) < size(failure):
                     failure, helped = simpler, True
                     break
         return failure
@@ -128,7 +128,7 @@ def _shrink(job: Job, variant: Variant | None, failure: Failure, seconds: float,
         os._exit(0)
 
 
-def _size(failure: Failure) -> tuple[int, int, int]:
+def size(failure: Failure) -> tuple[int, int, int]:
     return failure.preemptions, len(failure.schedule), sum(s.steps for s in failure.schedule)
 
 
@@ -145,7 +145,7 @@ def _shorter(programs: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
                 yield (*programs[:number], shorter, *programs[number + 1:])
 
 
-def _calmer(schedule: Schedule) -> Iterator[Schedule]:
+def calmer(schedule: Schedule) -> Iterator[Schedule]:
     """The schedule with one preemption less: the CPU goes on until it stops by itself."""
     for at, stretch in enumerate(schedule[:-1]):
         if stretch.reason == Reason.PREEMPT:
