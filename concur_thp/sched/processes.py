@@ -138,6 +138,11 @@ def process_raised(cpu: Cpu):
     Context: user mode. Never returns: the process is killed.
     Emulator: a failed assertion.
     """
+    me = sched_cpus[cpu.id]
+    ran = me.granted - cpu.budget  # As decide() counts: the last stretch is part of the story.
+    me.steps = me.steps + ran
+    sched.steps = sched.steps + ran
+    me.granted = cpu.budget
     finish(cpu, Verdict.RAISED)
 
 

@@ -14,18 +14,21 @@ from typing import Any
 from multiprocess import get_context
 
 from concur_thp.arch import native
-from concur_thp.arch.linker import SLOTS, Kernel
+from concur_thp.arch.checked import sites
+from concur_thp.arch.linker import SLOTS, Kernel, texts
 from concur_thp.errors import EmulatorError, Misuse
 from concur_thp.machine import Machine
 from concur_thp.program.declared import ProgramFailure, Programs
 from concur_thp.program.processor import one_of
 from concur_thp.sched.state import MAX_CHANGES
 from concur_thp.trace.chart import chart
-from stress.exploring.explorer import Explored, Explorer, cell_life, settle
+from stress.exploring.explorer import Explored, Explorer, cell_life
 from stress.exploring.job import Failure, Job, Tally
+from stress.exploring.settle import settle
 from stress.exploring.token import Token
 from stress.programs.cell import Check, ProgramCell
 from stress.programs.shrink import shrink
+from stress.programs.telling import ProgramTeller
 from workers.controlled import STRATEGIES
 from workers.programs import names_of
 
@@ -113,13 +116,10 @@ class Ground:
         return ProgramCell(self.machine, self.programs, job, self.check)
 
     @contextmanager
-    def linked(self, traced: set[str] | None = None) -> Iterator[None]:
-        """This process's code is the checked build, and for functions with these names the traced one, which forks inherit.
-        Afterwards it is what it was."""
+    def linked(self) -> Iterator[None]:
+        """This process's code is the checked build, for forks to inherit; afterwards it is what it was."""
         before = list(SLOTS)
         native.link(Kernel.all, None, native.CHECKED)
-        if traced:
-            native.link([k for k in Kernel.all if k.name in traced], None, native.TRACED)
         try:
             yield
         finally:
@@ -212,20 +212,16 @@ def _result(ground: Ground, job: Job, explored: Explored) -> Exploration:
 
 
 def _chart(ground: Ground, job: Job, failure: Failure) -> str:
-    """The interleaving. A first run says which functions it visits, a second one has these in the traced build: to compile the
-    whole kernel once more would take a minute."""
+    """The interleaving."""
     if not failure.schedule or failure.kind in ("crash", "hung"):
         return "(no chart of a run that ends its process)"
 
-    def visited(cell: ProgramCell) -> set[str]:
-        return {name for line in cell.tell(failure.schedule).lines for name in (line.function, line.where.function)}
-
     def tell(cell: ProgramCell) -> str:
-        return chart(cell.tell(failure.schedule), dict(enumerate(job.programs)), f"{failure.kind}: {failure.symptom}")
+        story = ProgramTeller(cell).tell(failure.schedule)
+        return chart(story, dict(enumerate(job.programs)), f"{failure.kind}: {failure.symptom}")
 
+    sites(), texts()  # Here, so that the next fork need not read all sources again.
     with ground.linked():
-        names: set[str] = ground.in_fork(job, visited)
-    with ground.linked(names):
         return str(ground.in_fork(job, tell))
 
 
