@@ -461,10 +461,5 @@ def run_alone():
     return sched.verdict
 
 
-<<<<<<< HEAD
 __all__ = ["NOBODY", "after", "can_run", "control_body", "control_main", "decide", "finish", "hand_over", "interrupted",
-           "other_interrupted", "pick", "prepare", "run_once"]
-=======
-__all__ = ["NOBODY", "after", "can_run", "control_body", "control_main", "decide", "finish", "hand_over", "let_go",
-           "log_stretch", "pick", "prepare", "run_once"]
->>>>>>> 115701b (Programs in Python explored: CPUs as processes under control, tokens, charts)
+           "let_go", "log_stretch", "other_interrupted", "pick", "prepare", "run_once"]
