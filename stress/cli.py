@@ -84,10 +84,10 @@ def bench(json_path: str, **given: object) -> int:
 
 @click.command()
 @click.argument("scenario", required=False, metavar="[SCENARIO]")
-@click.option("--strategy", type=click.Choice(("pct", "random", "dfs")), default="pct", show_default=True,
+@click.option("--strategy", type=click.Choice(("pct", "random", "dfs", "dpor")), default="pct", show_default=True,
               help="Who goes on at a point.")
 @click.option("--depth", type=options.Count(0, 1 << 30, "pct takes up to 16"), default=3, show_default=True,
-              help="pct: ordered events of the failures sought; dfs: most preemptions of a run.")
+              help="pct: ordered events of the failures sought; dfs: most preemptions of a run; dpor has no bound.")
 @click.option("--schedules", type=options.Count(0, 1 << 40, "0 is no limit"), default=0,
               help="How many to run. [default: no limit]")
 @click.option("--seconds", type=options.Seconds(), default=10.0, show_default=True, help="How long to run.")
@@ -113,8 +113,10 @@ def explore(scenario: str | None, strategy: str, depth: int, schedules: int, sec
         raise Misuse(f"pass a SCENARIO or `all`: {', '.join(sorted(SCENARIOS))}")
     if strategy == "pct" and not 1 <= depth <= 16:
         raise Misuse(f"--depth {depth}: pass 1 to 16 with --strategy pct, such as 3")
+    if races and strategy == "dpor":
+        raise Misuse("--races and --strategy dpor both listen to every access: pass one of them")
     job = Job(scenario, order=order, cpus=cpus, strategy=strategy, depth=depth, seed=seed, checks=checks, races=races,
-              build="traced" if races else "checked")
+              build="traced" if races or strategy == "dpor" else "checked")
     return run_explore(ExploreOptions(job, schedules, seconds, json=json_path, quiet=quiet, run_dir=run_dir))
 
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from concur_thp.arch.bug import park_for_good
 from concur_thp.arch.builtins import set_current
+from concur_thp.arch.checked import access_hook
 from concur_thp.arch.cpu import cpus
 from concur_thp.arch.futex import SPINNING, futex_wait, futex_wake, nap, sched_yield
 from concur_thp.arch.linker import SLOTS, Kernel, kernel, redirect
@@ -13,7 +14,7 @@ from concur_thp.arch.listen import FREE_BUDGET, sched_point
 from concur_thp.arch.stack import link_stacks, new_stack
 from concur_thp.machine import Machine
 from concur_thp.sched import batch as batches
-from concur_thp.sched import control, dfs, pct, random, replay
+from concur_thp.sched import control, dfs, dpor, pct, random, replay, reversals, touches
 from concur_thp.sched.snapshot import Snapshot, address_of
 from concur_thp.sched.state import MAX_CHANGES, Verdict, sched, sched_cpus
 
@@ -21,12 +22,16 @@ STRATEGIES: dict[str, tuple[Kernel, ...]] = {
     "random": (random.random_prepare, random.random_pick),
     "pct": (pct.pct_prepare, pct.pct_pick),
     "dfs": (dfs.dfs_prepare, dfs.dfs_pick, dfs.dfs_after),
+    "dpor": (dpor.dpor_prepare, dpor.dpor_pick, dpor.dpor_after),
     "replay": (replay.replay_prepare, replay.replay_pick),
     "guided": (replay.replay_prepare, replay.guided_pick),
 }
 """Strategy -> its prepare(), its pick(), and its after() if it has one."""
 _STAND_INS = ((sched_point, control.control_point), (futex_wait, control.control_wait), (futex_wake, control.control_wake),
               (sched_yield, control.control_yield), (nap, control.control_yield), (park_for_good, control.control_park))
+_TOUCHING = ((futex_wait, touches.touching_wait), (futex_wake, touches.touching_wake), (access_hook, touches.touch),
+             (dpor.find_races, reversals.find_reversals))
+"""What stands in besides under dpor."""
 BOUND = 100_000
 
 
@@ -66,6 +71,7 @@ class Controlled:
     def choose(self, strategy: str, depth: int = 3) -> None:
         """Choose who picks."""
         prepare, pick, *after = STRATEGIES[strategy]
+        self._stand_ins = _STAND_INS + (_TOUCHING if strategy == "dpor" else ())
         redirect(control.prepare, prepare)
         redirect(control.pick, pick)
         redirect(control.after, after[0] if after else nothing_after)
@@ -76,15 +82,15 @@ class Controlled:
     @contextmanager
     def standing_in(self) -> Iterator[None]:
         """Inside, waiting and points are the scheduler's; outside, this process runs CPUs as any other does."""
-        kept = [(hook, SLOTS[hook.slot]) for hook, _ in _STAND_INS]
-        for hook, stand_in in _STAND_INS:
+        kept = {hook: SLOTS[hook.slot] for hook, _ in self._stand_ins}
+        for hook, stand_in in self._stand_ins:
             redirect(hook, stand_in)
         SPINNING.set(0)
         try:
             yield
         finally:
             SPINNING.set(-1)
-            for hook, address in kept:
+            for hook, address in kept.items():
                 SLOTS[hook.slot] = address
             set_current(int(cpus[0]))
             for number in range(self.nr):
@@ -98,7 +104,7 @@ class Controlled:
         """Run with `count` seeds from `seed` on; returns how many ended in states known to be good."""
         with self.standing_in():
             done = batches.run_batch(seed, count)
-        self.complete = done == count or self.exhausted
+        self.complete = not batches.batch.unjudged
         return done
 
     def alone(self, body: Kernel) -> Verdict:
@@ -116,6 +122,11 @@ class Controlled:
     def exhausted(self) -> bool:
         """Has the strategy no schedule left?"""
         return bool(sched.exhausted)
+
+    @property
+    def proved(self) -> bool:
+        """Has it run every schedule, or one for each that ends as it?"""
+        return sched.exhausted == 1
 
     def restore(self) -> None:
         """Back to the kept state."""

@@ -43,6 +43,11 @@ RACY, QUIET, FENCE = 32, 64, 128
 FENCES = {intrinsics.smp_mb: 1, intrinsics.smp_wmb: 2, intrinsics.smp_rmb: 3}
 KIND = {"load": 0, "read": 1, "store": 2, "write": 3, "cas": 4, "xchg": 5, "add": 6, "sub": 7, "or_": 8, "and_": 9}
 """How access_hook() is told the kind of an access; + 16 when the field is atomic."""
+UNASKED, FOR_DPOR = 256, 512
+"""Added too: nobody asks what was there before; not an access of the kind that others than DPOR want to hear of."""
+TRANSLATIONS = ("tag", "entry", "context", "generation")
+"""Fields of a CPU's own that the traced build says too: an IPI changes them, at another's wish."""
+COMMUTING = ("add", "sub", "or_", "and_")
 
 
 @kernel
@@ -105,8 +110,10 @@ class CheckedFunction(Function):
             self._guard(kind, field)
         if self.level != NONE and kind not in _READS:
             self._mark(address)
-        if self.traced and self.level != NONE and field.guard not in ("const", "cpu"):
+        translation = field.guard == "cpu" and field.name in TRANSLATIONS
+        if self.traced and self.level != NONE and (translation or field.guard not in ("const", "cpu")):
             code = KIND[kind] + (16 if field.is_atomic else 0) + (0 if self.level == POINTS else QUIET)
+            code += (UNASKED if self._result_unused(kind) else 0) + (FOR_DPOR if translation else 0)
             self._say(address, field.width, code + (RACY if read_guard(field.guard).racy else 0))
 
     def _say(self, address: Any, width: int, code: int) -> None:
@@ -140,6 +147,15 @@ class CheckedFunction(Function):
         self.builder.branch(after)
         self.builder.position_at_end(after)
 
+    def _result_unused(self, kind: str) -> bool:
+        """Is this access a statement of its own, such as `mm.nr_ptes.sub(1)`?"""
+        call = self.statement.value if isinstance(self.statement, ast.Expr) else None
+        if kind not in COMMUTING or not isinstance(call, ast.Call):
+            return False
+        calls = [node.func for node in ast.walk(call) if isinstance(node, ast.Call)]
+        names = [callee.attr if isinstance(callee, ast.Attribute) else "" for callee in calls]
+        return names.count(kind) == 1 and names[0] == kind
+
     @staticmethod
     def _shared(kind: str, field: Field) -> bool:
         """Could another CPU notice when this access happens? A field that is set before publication is only read then."""
@@ -151,7 +167,13 @@ class CheckedFunction(Function):
         if self.level != NONE and callee in (intrinsics.clear_bytes, intrinsics.copy_bytes):
             if self.level == POINTS:
                 self._point()
-            self._call(mark_range, [args[0], args[1] if callee is intrinsics.clear_bytes else args[2]])
+            size = args[1] if callee is intrinsics.clear_bytes else args[2]
+            self._call(mark_range, [args[0], size])
+            if self.traced:
+                site = I64(self._site())
+                if callee is intrinsics.copy_bytes:
+                    self._call(access_hook, [self._cpu(), args[1], size, I64(KIND["load"] + FOR_DPOR), site])
+                self._call(access_hook, [self._cpu(), args[0], size, I64(KIND["store"] + FOR_DPOR), site])
 
     def _call(self, callee: Kernel, args: list[Any]) -> None:
         self.unit.call(self, callee, args)

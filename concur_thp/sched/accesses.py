@@ -1,6 +1,6 @@
 """Each statement and access of the traced build, written down in order: what charts, race detection and DPOR read."""
 
-from concur_thp.arch.checked import FENCE, RACY
+from concur_thp.arch.checked import FENCE, FOR_DPOR, RACY
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel, quiet
 from concur_thp.arch.struct import I8, I16, I32, Struct, field
@@ -51,7 +51,7 @@ def note_access(cpu: int, address: int, width: int, kind: int, site: int):
     Context: before the access, one CPU at a time.
     Emulator: fills sched_accesses; a run with more keeps the first.
     """
-    if sched.accesses < MAX_ACCESSES and kind < FENCE:
+    if kind & FOR_DPOR == 0 and sched.accesses < MAX_ACCESSES and kind & FENCE == 0:
         row = sched_accesses[sched.accesses]
         row.cpu = sched.current
         row.address = address

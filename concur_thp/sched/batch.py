@@ -27,7 +27,9 @@ class Batch(Struct, align=64):
     """Where a batch stands."""
 
     seed = field(I64, "owner", "seed of the run under way or just done")
-    done = field(I64, "owner", "runs done since the batch object was made")
+    done = field(I64, "owner", "runs done since the batch object was made, but for those that were cut short")
+    cut = field(I64, "owner", "runs that the strategy ended because it knows how they go on")
+    unjudged = field(I64, "owner", "1 when the last run ended in a way not known to be good")
     steps = field(I64, "owner", "steps of all of them")
     state = field(I64, "owner", "number of the state the last run ended in")
     states = field(I64, "owner", "states known to be good")
@@ -109,10 +111,11 @@ def run_batch(seed: int, count: int):
     """Run with seeds seed .. seed + count - 1.
 
     Context: the machine is as the snapshot.
-    Return: runs done that need nothing more; fewer than `count` when the last one ended in a way not known to be good. Then the
+    Return: runs done that need nothing more. With batch.unjudged the next one ended in a way not known to be good; the
     machine is as that run left it, and the caller restores it.
     Emulator: the inner loop of exploration.
     """
+    batch.unjudged = 0
     for i in range(count):
         if sched.exhausted != 0:
             return i
@@ -122,15 +125,21 @@ def run_batch(seed: int, count: int):
         Long(int(PROGRESS) + 16).value = sched.longest
         verdict = run_once(seed + i)
         after()
-        batch.done = batch.done + 1
         batch.steps = batch.steps + sched.steps
+        if verdict == Verdict.CUT:
+            batch.cut = batch.cut + 1
+            restore(batch.granules)
+            continue
+        batch.done = batch.done + 1
         note_schedule()
         if verdict != Verdict.FINISHED:
+            batch.unjudged = 1
             return i
         number = state_number(batch.granules) | 1
         batch.state = number
         state = good_states[place_of(1, number)]
         if state.value != number:
+            batch.unjudged = 1
             return i
         batch.ends[state.kind] = batch.ends[state.kind] + 1
         restore(batch.granules)

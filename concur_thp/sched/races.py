@@ -13,7 +13,7 @@ All of it is forgotten between two runs by counting `races.generation` up.
 
 from concur_thp.arch.bug import report_bug
 from concur_thp.arch.builtins import lsr, text_id, wrap_mul
-from concur_thp.arch.checked import FENCE, QUIET, RACY
+from concur_thp.arch.checked import FENCE, FOR_DPOR, QUIET, RACY
 from concur_thp.arch.cpu import cpus
 from concur_thp.arch.linker import inline, kernel, quiet
 from concur_thp.arch.shared import SharedArray, SharedOne
@@ -123,7 +123,7 @@ def watch_access(cpu: int, address: int, width: int, kind: int, site: int):
     Emulator: race detection.
     """
     me = sched.current
-    if races.watching == 0 or races.variables >= FULL or me >= MOST_CPUS:
+    if races.watching == 0 or races.variables >= FULL or me >= MOST_CPUS or kind & FOR_DPOR != 0:
         return 0
     if kind & FENCE != 0:
         watch_fence(me, width)

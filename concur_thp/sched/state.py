@@ -44,6 +44,7 @@ class Verdict(IntEnum):
     LIVELOCK = 4  # more steps than the bound
     DIVERGED = 5  # replay only: not what was recorded
     CRASHED = 6  # the process that ran it died
+    CUT = 7  # the strategy knows already how this goes on
     RAISED = 8  # a program in Python raised an exception
     HUNG = 9  # a CPU process does not come back
 
@@ -93,7 +94,7 @@ class Sched(Struct, align=64):
     expected = field(I64, "const", "replay: rows of sched_plan")
     at = field(I64, "owner", "replay, dfs: next row of sched_plan")
     spent = field(I64, "owner", "dfs: preemptions of this run so far")
-    exhausted = field(I64, "owner", "1 when the strategy has no schedule left")
+    exhausted = field(I64, "owner", "1 when the strategy has no schedule left, 2 when some did not fit")
 
 
 class Stretch(Struct, size=40):

@@ -93,14 +93,14 @@ class Cell:
         tally = Tally()
         at = first
         failure = None
-        while at < first + schedules and time.monotonic() < deadline and not tally.exhausted:
+        while at < first + schedules and time.monotonic() < deadline and not self.controlled.exhausted:
             ran = self.controlled.run(at, min(SLICE, first + schedules - at))
             at += ran
             if not self.controlled.complete:
                 failure = self.judge()
                 at += 1
                 self.controlled.restore()
-            tally.exhausted = self.controlled.exhausted
+            tally.exhausted = self.controlled.proved
             self._count(tally, began)
             tick(tally)
             if failure is not None:
@@ -109,7 +109,7 @@ class Cell:
         return tally, failure
 
     def _count(self, tally: Tally, began: float) -> None:
-        tally.schedules, tally.distinct = batch.done, batch.schedules
+        tally.schedules, tally.distinct, tally.cut = batch.done, batch.schedules, batch.cut
         tally.steps, tally.states, tally.seconds = batch.steps, batch.states, time.monotonic() - began
         tally.outcomes = {name: batch.ends[number] for number, name in enumerate(self.outcomes[:MAX_KINDS])}
 

@@ -74,6 +74,8 @@ class Tally:
 
     schedules: int = 0
     distinct: int = 0
+    cut: int = 0
+    """Runs that a strategy ended because it knew how they go on; not among the schedules."""
     steps: int = 0
     states: int = 0
     seconds: float = 0.0
@@ -83,7 +85,7 @@ class Tally:
 
     def add(self, other: "Tally") -> None:
         """Take another cell's numbers in."""
-        for name in ("schedules", "distinct", "steps", "states", "audits"):
+        for name in ("schedules", "distinct", "cut", "steps", "states", "audits"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.seconds = max(self.seconds, other.seconds)
         self.exhausted = self.exhausted or other.exhausted

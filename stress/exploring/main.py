@@ -25,6 +25,9 @@ from stress.scenarios.registry import SCENARIOS, scenario_named
 ALL = "all"
 """Stands for every scenario."""
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 4}
+THROUGH = {"dfs": "every schedule with so few preemptions was run",
+           "dpor": "every schedule was run, but for those that differ from one of them only in the order of steps that commute"}
+"""What a strategy that is through has done."""
 CLEAN_RUNS_BOUND = 3
 """After n clean runs the chance of a failure is below 3/n, at 95 % (the rule of three)."""
 
@@ -133,7 +136,7 @@ def summary(job: Job, explored: Explored, seconds: float, token: Token | None) -
                        "function": failure.function, "token": str(token), "preemptions": failure.preemptions}]
     per_second = tally.schedules / tally.seconds if tally.seconds else 0.0
     return {"verdict": explored.verdict, "scenario": job.scenario, "strategy": job.strategy, "depth": job.depth,
-            "order": job.order, "seed": job.seed, "schedules": tally.schedules, "distinct": tally.distinct,
+            "order": job.order, "seed": job.seed, "schedules": tally.schedules, "distinct": tally.distinct, "cut": tally.cut,
             "steps": tally.steps, "states": tally.states, "seconds": round(seconds, 3),
             "schedules_per_second": round(per_second), "exhausted": tally.exhausted, "outcomes": tally.outcomes,
             "bound": CLEAN_RUNS_BOUND / tally.schedules if tally.schedules and not failure else None,
@@ -142,7 +145,7 @@ def summary(job: Job, explored: Explored, seconds: float, token: Token | None) -
 
 def _say(options: ExploreOptions, data: dict[str, Any], explored: Explored) -> None:
     out = result_console(options.quiet, options.json)
-    what = ("every schedule there is was run" if data["exhausted"]
+    what = (THROUGH.get(data["strategy"], "every schedule there is was run") if data["exhausted"]
             else f"with 95 % confidence fewer than one schedule in {max(data['schedules'] // 3, 1)} drawn like these fails")
     out.print(f"{data['scenario']}: {data['verdict']}, {data['schedules']} schedules ({data['distinct']} different, "
               f"{data['states']} ends) in {data['seconds']:.1f} s, {data['schedules_per_second']} a second, {data['strategy']}",
