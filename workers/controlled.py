@@ -52,7 +52,7 @@ class Controlled:
 
     def __init__(self, machine: Machine, nr: int, body: Kernel):
         self.machine, self.nr = machine, nr
-        self._stand_ins = _STAND_INS
+        self._stand_ins: tuple[tuple[Kernel, Kernel], ...] = _STAND_INS
         link_stacks()
         self.snapshot = Snapshot(machine.base, machine.size, machine.places)
         for number in range(nr):
