@@ -42,6 +42,7 @@ from concur_thp.mm.syscall import (
     sys_munmap,
 )
 from concur_thp.mm.thp_sysfs import set_switch
+from concur_thp.mm.vma_prot import mmap_switches
 from concur_thp.mm.vmstat import Stat
 from stress.compare.access import compare_collapse, compare_load, compare_pin, compare_remote, compare_store
 from stress.compare.look import EMPTY, HUGE, NO_HUGE, PLAIN, PRESENT, SHARED, TABLE, ZERO, compare_look, looked_at
@@ -65,6 +66,7 @@ class Calls:
         cpu_resume(self.cpu)
         set_switch("enabled", "madvise")
         set_switch("defrag", "madvise")
+        mmap_switches.memlock = ALL  # RLIMIT_MEMLOCK: root has none.
         self.rows = view(looked_at, ARENA_PAGES)
         self.vmstat = view(cpus)["vmstat"][0]
         self.tasks: dict[int, Mm] = {}

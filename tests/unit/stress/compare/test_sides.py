@@ -91,6 +91,8 @@ BROKEN: dict[str, Edit] = {
 
 
 FOUND_BY_RANDOM_PROGRAMS = {
+    "mlock up to a hole locks what is before it; RLIMIT_MEMLOCK is not root's":
+        "0 mmap 0 1024 rw; 0 mlock 0 1; 0 mlock 512 1024; 0 free 512 1",
     "a collapse of one page, for which v4.20 allocates a huge page too, and gives up":
         "0 mmap 0 512 rw; 0 store 0 1; 0 huge 0 512; 0 dontneed 57 1; 0 collapse 0 512",
     "pages that three had are copied, v4.20 reuses them":
