@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 SIZES = {"cpus": 2, "memory": "4M", "order": 3, "swap": 0}
 """The machine of a test, unless its marker says otherwise: small, so that many schedules fit into a second."""
-MARKER = ("explore(strategy, depth, schedules, ..): explore the programs that the test declares on the fixture `machine` once its "
+MARKER = ("explore(strategy, depth, schedules, ..): explore the programs that the test declares on the fixture `machine` "
+          "once its "
           "body is through. Takes what Machine.explore() takes, and cpus, memory, order, swap of the machine")
 
 
@@ -37,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def machine(request: pytest.FixtureRequest) -> "Iterator[Machine]":
-    """A small machine: two CPUs, huge pages of 8 pages (order 3), 4M. @pytest.mark.explore(cpus=3, memory="8M") changes that."""
+    """A small machine: two CPUs, huge pages of 8 pages (order 3), 4M; @pytest.mark.explore(cpus=3, memory="8M") changes it."""
     from concur_thp.machine import Machine
 
     marker = request.node.get_closest_marker("explore")

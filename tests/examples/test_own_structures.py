@@ -4,8 +4,8 @@ What is declared with Struct lies in the machine's shared memory. What is @kerne
 point before each statement of it that touches shared memory: a CPU can be stopped there and another one let go on. So an
 order of statements that is wrong is found, by a schedule that shows it.
 
-Controlled runs are sequentially consistent: one CPU moves at a time, and what it wrote everybody sees. An order that is right in
-the source but is missing a barrier is not found here; free runs (`machine.run()`) meet the real memory of the processor.
+Controlled runs are sequentially consistent: one CPU moves at a time, and what it wrote everybody sees. An order that is
+right in the source but is missing a barrier is not found here; free runs (`machine.run()`) meet the processor's real memory.
 """
 
 import pytest

@@ -33,16 +33,20 @@ def test_programs_that_do_what_they_may_pass(run):
     run('@pytest.mark.explore(strategy="pct", depth=2, schedules=300)').assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_a_failure_shows_chart_and_token(run):
     result = run('@pytest.mark.explore(strategy="pct", depth=2, schedules=2000)', (7,))
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["raised: writer: AssertionError*", "CPU0 writer*CPU1 zapper*", "again: m.explore(token=*thp1-*"])
+    result.stdout.fnmatch_lines(["raised: writer: AssertionError*", "CPU0 writer*CPU1 zapper*",
+                                 "again: m.explore(token=*thp1-*"])
 
 
+@pytest.mark.slow
 def test_the_number_of_schedules_from_the_command_line(run):
     run('@pytest.mark.explore(strategy="pct", depth=2)', (7,), "--explore-schedules", "1").assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_without_the_marker_nothing_is_explored(run):
     run("", (5,)).assert_outcomes(passed=1)
 
@@ -65,6 +69,7 @@ def test_a_test_without_a_machine_cannot_be_explored(pytester):
     result.stdout.fnmatch_lines(["*has to take the fixture `machine`*"])
 
 
+@pytest.mark.slow
 def test_the_machine_s_sizes(pytester):
     pytester.makepyfile("""
         import pytest
