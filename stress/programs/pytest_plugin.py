@@ -60,7 +60,7 @@ def _explore(item: pytest.Function, marker: pytest.Mark) -> None:
     from concur_thp.errors import Misuse
     from concur_thp.program.declared import ProgramFailure
 
-    booted = item.funcargs.get("machine")
+    booted: Any = item.funcargs.get("machine")
     if booted is None:
         pytest.fail("@pytest.mark.explore: the test has to take the fixture `machine`", pytrace=False)
     try:

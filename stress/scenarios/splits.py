@@ -26,7 +26,9 @@ SPLIT_VS_FORK = Scenario(
     (
         Outcome("split, in both", split=0, parent=(LOOK_PTE, {0, LOOK_WRITE, FRESH}), child=(LOOK_PTE, 0), frame=(2, 2)),
         Outcome("not split: fork was counting", split=EBUSY,
-                parent=({LOOK_PTE, LOOK_HUGE}, {0, LOOK_WRITE, LOOK_DIRTY, FRESH}), child=({LOOK_PTE, LOOK_HUGE}, {0, LOOK_DIRTY}), frame=({2, "1h+1", "2h"}, {2, "1h+1", "2h"}), must=False),
+                parent=({LOOK_PTE, LOOK_HUGE}, {0, LOOK_WRITE, LOOK_DIRTY, FRESH}),
+                child=({LOOK_PTE, LOOK_HUGE}, {0, LOOK_DIRTY}),
+                frame=({2, "1h+1", "2h"}, {2, "1h+1", "2h"}), must=False),
     ),
     always=dict(old=("1h", 0), copy=("1h", 0)))
 
