@@ -82,10 +82,10 @@ def test_they_come_back_after_a_signal(root, number):
 
 def test_two_runs_wait_for_each_other(root):
     with Switches(root):
-        second = subprocess.Popen([sys.executable, "-c", HOLD, str(ROOT), str(root)], stdout=subprocess.PIPE, text=True)
+        second = subprocess.Popen([sys.executable, "-c", HOLD, str(ROOT), str(root)], stdout=subprocess.PIPE)
         os.set_blocking(second.stdout.fileno(), False)
         time.sleep(0.3)
-        assert second.stdout.read() in (None, "")
+        assert second.stdout.read() in (None, b"")
         second.kill()
         second.communicate()
     deadline = time.monotonic() + 20
