@@ -163,10 +163,10 @@ READER = "enter 0; load 4h; warm: load 3; " + "load 4h; " * 20 + "late: load 3"
 READS: dict[str, Any] = {label: ({0, EFAULT}, {0, 103}) for label in ("warm", "late")}
 
 MREMAP_VS_MIGRATE_AND_LOAD = Scenario(
-    "mremap_vs_migrate_and_load", "a huge page moves away and is migrated while a thread reads it at its old place", (22, 21),
-    ("X9", "I15"), HUGE + ELSEWHERE,
-    ("enter 0; move 0 1h 1g", "moved: migrate_frame 0 whole",
-     READER), "enter 0; old: count 1g 1h 100",
+    "mremap_vs_migrate_and_load", "a huge page moves away while a thread that has read it at its old place migrates it",
+    (22, 21), ("X9", "I15"), HUGE,
+    ("enter 0; move 0 1h 1g", "enter 0; warm: load 3; moved: migrate_frame 0 whole; late: load 3"),
+    "enter 0; old: count 1g 1h 100",
     (Outcome("read, until it was gone", moved={0, EBUSY}, old=("1h", 0), **READS),))
 MREMAP_VS_MIGRATE_AND_LOAD_SMALL = Scenario(
     "mremap_vs_migrate_and_load_small", "the same, of small pages", (22, 21), ("X9", "I15"), SMALL + ELSEWHERE,

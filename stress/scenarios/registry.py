@@ -4,7 +4,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from concur_thp.errors import Misuse
-from stress.scenarios import collapses, copies, faults, moves, pressure, sequences, splits, stale, zap
+from stress.scenarios import collapses, copies, faults, moves, pressure, reclaims, sequences, splits, stale, zap
 from stress.scenarios.scenario import Scenario
 
 
@@ -14,7 +14,7 @@ def _by_name(*modules: Any) -> dict[str, Scenario]:
 
 RACES = _by_name(faults, zap, splits, collapses, moves, pressure)
 """The races of Appendix B."""
-PROVOKING = _by_name(sequences, stale, copies)
+PROVOKING = _by_name(sequences, stale, copies, reclaims)
 """More, made to provoke what broken variants of the rules do wrong; some of them on one CPU."""
 SCENARIOS = RACES | PROVOKING
 
