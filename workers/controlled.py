@@ -14,7 +14,7 @@ from concur_thp.arch.listen import FREE_BUDGET, sched_point
 from concur_thp.arch.stack import link_stacks, new_stack
 from concur_thp.machine import Machine
 from concur_thp.sched import batch as batches
-from concur_thp.sched import control, dfs, dpor, pct, random, replay, reversals, touches
+from concur_thp.sched import control, dfs, dpor, pct, random, replay, reversals, runs, touches, waiting
 from concur_thp.sched.snapshot import Snapshot, address_of
 from concur_thp.sched.state import MAX_CHANGES, Verdict, sched, sched_cpus
 
@@ -27,8 +27,8 @@ STRATEGIES: dict[str, tuple[Kernel, ...]] = {
     "guided": (replay.replay_prepare, replay.guided_pick),
 }
 """Strategy -> its prepare(), its pick(), and its after() if it has one."""
-_STAND_INS = ((sched_point, control.control_point), (futex_wait, control.control_wait), (futex_wake, control.control_wake),
-              (sched_yield, control.control_yield), (nap, control.control_yield), (park_for_good, control.control_park))
+_STAND_INS = ((sched_point, waiting.control_point), (futex_wait, waiting.control_wait), (futex_wake, waiting.control_wake),
+              (sched_yield, waiting.control_yield), (nap, waiting.control_yield), (park_for_good, waiting.control_park))
 _TOUCHING = ((futex_wait, touches.touching_wait), (futex_wake, touches.touching_wake), (access_hook, touches.touch),
              (dpor.find_races, reversals.find_reversals))
 """What stands in besides under dpor."""
@@ -58,11 +58,11 @@ class Controlled:
         for number in range(nr):
             sched_cpus[number].stack = new_stack()
         sched.nr, sched.bound = nr, BOUND
-        sched.body, sched.alone = control.control_main.address, control.alone_main.address
+        sched.body, sched.alone = runs.control_main.address, runs.alone_main.address
         batches.batch.granules = self.snapshot.granules
         self.progress = mmap.mmap(-1, batches.PROGRESS_BYTES)
         self.report_to(self.progress)
-        redirect(control.control_body, body)
+        redirect(runs.control_body, body)
 
     def report_to(self, memory: mmap.mmap) -> None:
         """Where the seed and the number of the run under way are written; see PROGRESS."""
@@ -111,11 +111,11 @@ class Controlled:
     def alone(self, body: Kernel) -> Verdict:
         """Run `body` on CPU 0 while the others rest: whatever it breaks comes back as a verdict."""
         picked = SLOTS[control.pick.slot]
-        redirect(control.pick, control.alone_pick)
-        redirect(control.alone_body, body)
+        redirect(control.pick, runs.alone_pick)
+        redirect(runs.alone_body, body)
         try:
             with self.standing_in():
-                return Verdict(control.run_alone())
+                return Verdict(runs.run_alone())
         finally:
             SLOTS[control.pick.slot] = picked
 

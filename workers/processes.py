@@ -19,7 +19,7 @@ from concur_thp.arch.builtins import set_current
 from concur_thp.arch.cpu import Cpu, cpus
 from concur_thp.arch.linker import SLOTS, redirect
 from concur_thp.machine import Machine
-from concur_thp.sched import control, processes
+from concur_thp.sched import control, processes, runs
 from concur_thp.sched.state import Verdict, sched
 from workers.controlled import Controlled
 from workers.launch import PR_SET_PDEATHSIG
@@ -34,7 +34,7 @@ class ControlledProcesses(Controlled):
     """The machine of this process, run one CPU at a time, each a process that runs one of the bodies. close() it."""
 
     def __init__(self, machine: Machine, bodies: Sequence[Body]):
-        super().__init__(machine, len(bodies), control.control_body)
+        super().__init__(machine, len(bodies), runs.control_body)
         redirect(control.let_go, processes.process_let_go)
         self.bodies = list(bodies)
         self.pids: list[int] = []

@@ -2,7 +2,7 @@
 
 Every sleep is short: whoever sleeps wakes up now and then to look at `system.panicked`, so a CPU that died while it
 held something can hang nobody. All waiting ends in the four kernel functions below; a controlled run puts its own in
-their slots (sched/control.py), and then nobody spins either (`spins()`).
+their slots (sched/waiting.py), and then nobody spins either (`spins()`).
 """
 
 import platform

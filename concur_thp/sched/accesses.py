@@ -3,30 +3,11 @@
 from concur_thp.arch.checked import FENCE, FOR_DPOR, RACY
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel, quiet
-from concur_thp.arch.struct import I8, I16, I32, Struct, field
-from concur_thp.sched.control import Long
 from concur_thp.sched.state import MAX_STEPS_LOGGED, sched, sched_accesses, sched_statements
+from concur_thp.sched.words import Byte, Half, Long, Quarter
 
 MAX_ACCESSES = 4 * MAX_STEPS_LOGGED
 MAX_STATEMENTS = 4 * MAX_STEPS_LOGGED
-
-
-class Half(Struct, size=4, align=4):
-    """Any 32-bit word."""
-
-    value = field(I32, "owner", "the word")
-
-
-class Quarter(Struct, size=2, align=2):
-    """Any 16-bit word."""
-
-    value = field(I16, "owner", "the word")
-
-
-class Octet(Struct, size=1, align=1):
-    """Any byte."""
-
-    value = field(I8, "owner", "the byte")
 
 
 @inline
@@ -39,7 +20,7 @@ def value_at(address: int, width: int):
     if width == 2:
         return Quarter(address).value
     if width == 1:
-        return Octet(address).value
+        return Byte(address).value
     return 0
 
 

@@ -9,9 +9,11 @@ from concur_thp.arch.builtins import lsr, wrap_mul
 from concur_thp.arch.linker import inline, kernel, quiet
 from concur_thp.arch.shared import SharedArray, SharedOne, Word
 from concur_thp.arch.struct import I64, Struct, field
-from concur_thp.sched.control import Long, after, run_once
+from concur_thp.sched.control import after
+from concur_thp.sched.runs import run_once
 from concur_thp.sched.snapshot import MULTIPLY, restore, state_number
 from concur_thp.sched.state import Verdict, sched, sched_log
+from concur_thp.sched.words import Long
 
 TABLE = 1 << 20
 """Places for numbers of states, and of schedules; a power of two."""

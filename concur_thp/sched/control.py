@@ -1,8 +1,7 @@
 """One CPU moves at a time. The CPUs of a run are stacks of one process; whoever stops picks who goes on.
 
 A CPU stops when its budget of points is used up, when it sleeps on a futex, when it polls (sched_yield, nap), when its
-program is done, and when bug() stops the machine. These functions stand in the slots of sched_point(), futex_wait(),
-futex_wake(), sched_yield(), nap() and park_for_good() while this process runs controlled.
+program is done, and when bug() stops the machine: waiting.py says how these come here, runs.py how a run begins.
 
 An interrupt arrives between two instructions: a CPU that goes on after others moved serves its IPIs first. With a grant of 0
 it does only that, and stands where it stood: whoever waited for it may go on before it does.
@@ -10,39 +9,16 @@ it does only that, and stands where it stood: whoever waited for it may go on be
 
 from concur_thp.arch.builtins import set_current
 from concur_thp.arch.cpu import Cpu, cpus
-from concur_thp.arch.futex import FutexWord
 from concur_thp.arch.irq import ipi_serve
 from concur_thp.arch.linker import inline, kernel, quiet
-from concur_thp.arch.stack import lay_out_stack, switch_stack
-from concur_thp.arch.struct import I64, Struct, field
-from concur_thp.sched.races import begin_races, races
-from concur_thp.sched.state import (
-    MAX_STEPS_LOGGED,
-    MAX_STRETCHES,
-    Reason,
-    Sched,
-    SchedCpu,
-    Status,
-    Verdict,
-    sched,
-    sched_cpus,
-    sched_log,
-    sched_steps,
-)
+from concur_thp.arch.stack import switch_stack
+from concur_thp.sched.state import MAX_STRETCHES, Reason, Sched, SchedCpu, Status, Verdict, sched, sched_cpus, sched_log
 
-ABSENT, READY, BLOCKED, YIELDED, DONE = (int(s) for s in Status)
+READY, YIELDED, DONE = int(Status.READY), int(Status.YIELDED), int(Status.DONE)
 MOST_IDLE = 200
 """A CPU that polls may look so often while nobody moves; then nobody ever will."""
-ALONE_BOUND = 10_000_000
-"""Points of run_alone(); broken code may go round in a circle."""
 NOBODY = -1
 POINTER, MAIN = SchedCpu.FIELDS["pointer"].offset, Sched.FIELDS["main"].offset
-
-
-class Long(Struct, size=8):
-    """Any 64-bit word."""
-
-    value = field(I64, "owner", "the word")
 
 
 @kernel
@@ -238,228 +214,5 @@ def finish(cpu: Cpu, verdict: int):
     switch_stack(int(sched_cpus[cpu.id]) + POINTER, sched.main)
 
 
-@kernel
-@quiet
-def control_point(cpu: Cpu):
-    """sched_point() of controlled runs: the budget is used up.
-
-    Context: anywhere a statement touches shared memory, also with irqs off.
-    Emulator: a preemption.
-    """
-    if sched.stepping != 0:
-        if sched.logged < MAX_STEPS_LOGGED:
-            step = sched_steps[sched.logged]
-            step.cpu = cpu.id
-            step.site = cpu.site
-            step.func = cpu.func
-            step.row = cpu.row
-            sched.logged = sched.logged + 1
-        me = sched_cpus[cpu.id]
-        if me.owed > 0:
-            me.owed = me.owed - 1
-            me.granted = me.granted + 1
-            cpu.budget = 1
-            return 0
-    decide(cpu, Reason.PREEMPT)
-    return 0
-
-
-@kernel
-@quiet
-def control_wait(address: int, expected: int):
-    """futex_wait() of controlled runs: sleep until somebody wakes this CPU. Nobody wakes up by himself.
-
-    Context: as futex_wait().
-    Emulator: blocking.
-    """
-    word = FutexWord(address)
-    if word.value.read() == (expected << 32) >> 32:
-        cpu = cpus[sched.current]
-        me = sched_cpus[cpu.id]
-        me.status = BLOCKED
-        me.address = address
-        decide(cpu, Reason.BLOCK)
-
-
-@kernel
-@quiet
-def control_wake(address: int, count: int):
-    """futex_wake() of controlled runs.
-
-    Context: as futex_wake().
-    Emulator: the sleepers can run from now on; a strategy that wants to know is asked at the next point.
-    """
-    woken = 0
-    for i in range(sched.nr):
-        it = sched_cpus[i]
-        if woken < count and it.status == BLOCKED and it.address == address:
-            it.status = READY
-            woken += 1
-    if woken != 0 and sched.eager != 0:
-        cpu = cpus[sched.current]
-        me = sched_cpus[cpu.id]
-        me.granted = me.granted - cpu.budget + 1
-        me.owed = 0
-        cpu.budget = 1
-
-
-@kernel
-@quiet
-def control_yield():
-    """sched_yield() and nap() of controlled runs: this CPU polls for something that only another can bring about.
-
-    Context: as sched_yield().
-    Emulator: not runnable before another CPU has moved.
-    """
-    cpu = cpus[sched.current]
-    me = sched_cpus[cpu.id]
-    me.status = YIELDED
-    me.since = sched.steps + me.granted - cpu.budget
-    decide(cpu, Reason.YIELD)
-
-
-@kernel
-@quiet
-def control_park(cpu: Cpu):
-    """park_for_good() of controlled runs: the machine has panicked, so the run is over.
-
-    Context: as park_for_good().
-    Emulator: the end of a run by bug().
-    """
-    finish(cpu, Verdict.BUG)
-
-
-@kernel
-@quiet
-def control_body(cpu: Cpu):
-    """What a CPU runs: its program.
-
-    Context: user mode.
-    Emulator: defined by concur_thp/program.
-    """
-
-
-@kernel
-@quiet
-def control_main(cpu: Cpu):
-    """A CPU's whole run.
-
-    Context: the first function on a CPU's stack.
-    Emulator: never returns.
-    """
-    control_body(cpu)
-    sched_cpus[cpu.id].status = DONE
-    decide(cpu, Reason.DONE)
-
-
-@kernel
-@quiet
-def run_once(seed: int):
-    """One controlled run of every CPU's program from the state the machine is in.
-
-    Context: the stack of the process itself.
-    Return: Verdict.
-    Emulator: between prepare() and finish() only the CPUs' stacks run.
-    """
-    for i in range(sched.nr):
-        it = sched_cpus[i]
-        it.status = READY
-        it.steps = 0
-        it.began = 0
-        it.granted = 0
-        it.ended = 0
-        it.since = 0
-        it.pointer = lay_out_stack(it.stack, sched.body, int(cpus[i]))
-        cpus[i].budget = 0
-        cpus[i].site = 0
-    sched.steps = 0
-    sched.idle = 0
-    sched.stretches = 0
-    sched.logged = 0
-    sched.accesses = 0
-    sched.statements = 0
-    sched.verdict = 0
-    sched.diverged = -1
-    prepare(seed)
-    begin_races()
-    sched.current = NOBODY
-    to = pick(-1, Reason.START)
-    if to == NOBODY:
-        return sched.verdict
-    sched.grant = min(sched.grant, sched.bound + 1)
-    give(to)
-    let_go(to)
-    if sched.steps > sched.longest:
-        sched.longest = sched.steps
-    return sched.verdict
-
-
-@kernel
-@quiet
-def alone_body(cpu: Cpu):
-    """What run_alone() runs.
-
-    Context: user mode.
-    Emulator: redirected by the caller.
-    """
-
-
-@kernel
-@quiet
-def alone_main(cpu: Cpu):
-    """CPU 0, while the others have nothing to do.
-
-    Context: the first function on its stack.
-    Emulator: never returns.
-    """
-    alone_body(cpu)
-    sched_cpus[cpu.id].status = DONE
-    decide(cpu, Reason.DONE)
-
-
-@kernel
-@quiet
-def alone_pick(cpu: int, reason: int):
-    """Only CPU 0.
-
-    Context: as pick().
-    Emulator: the strategy of run_alone().
-    """
-    sched.grant = 1 << 40
-    return 0 if can_run(0) else NOBODY
-
-
-@kernel
-@quiet
-def run_alone():
-    """alone_body() on CPU 0's own stack, so that a bug() in it, or a wait that nobody ends, comes back here.
-
-    Context: the stack of the process itself; the machine is at rest; pick() is alone_pick().
-    Return: Verdict.
-    Emulator: looks and clears away after a run.
-    """
-    for i in range(sched.nr):
-        sched_cpus[i].status = DONE
-        sched_cpus[i].granted = 0
-        cpus[i].budget = 1 << 40  # CPU 0 may act for the others.
-    it = sched_cpus[0]
-    it.status = READY
-    it.steps = 0
-    it.began = 0
-    it.pointer = lay_out_stack(it.stack, sched.alone, int(cpus[0]))
-    races.watching = 0
-    sched.steps = 0
-    sched.idle = 0
-    sched.verdict = 0
-    sched.current = 0
-    cpus[0].budget = ALONE_BOUND
-    it.granted = ALONE_BOUND
-    set_current(cpus[0])
-    kept = sched.stretches
-    switch_stack(int(sched) + MAIN, it.pointer)
-    sched.stretches = kept  # Nothing of this belongs to the schedule that went before.
-    return sched.verdict
-
-
-__all__ = ["NOBODY", "after", "can_run", "control_body", "control_main", "decide", "finish", "hand_over", "interrupted",
-           "let_go", "log_stretch", "other_interrupted", "pick", "prepare", "run_once"]
+__all__ = ["MOST_IDLE", "NOBODY", "after", "can_run", "decide", "finish", "hand_over", "interrupted", "let_go", "log_stretch",
+           "other_interrupted", "pick", "prepare"]

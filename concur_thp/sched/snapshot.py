@@ -13,12 +13,11 @@ from concur_thp.arch.checked import GRANULE_SHIFT, MAP
 from concur_thp.arch.cpu import NR_VMSTAT, Cpu, cpus
 from concur_thp.arch.linker import inline, kernel, quiet
 from concur_thp.arch.shared import Word
-from concur_thp.arch.struct import I8, Struct, field
 from concur_thp.arch.system import SEGMENT_ALIGN
 from concur_thp.arch.tlb import tlb_contexts
 from concur_thp.errors import EmulatorError
-from concur_thp.sched.control import Long
 from concur_thp.sched.state import sched
+from concur_thp.sched.words import Byte, Long
 
 GRANULE = 1 << GRANULE_SHIFT
 SEGMENT = Word("snapshot.segment")
@@ -37,12 +36,6 @@ NOT_COUNTED = (
 )
 """Arrays that say how a state came about, that only the test itself keeps, or that mean nothing between two operations."""
 MULTIPLY = 0x9E3779B97F4A7C15 - (1 << 64)
-
-
-class Byte(Struct, size=1, align=1):
-    """Any byte."""
-
-    value = field(I8, "owner", "the byte")
 
 
 class Snapshot:

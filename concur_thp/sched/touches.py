@@ -16,8 +16,8 @@ from concur_thp.arch.linker import inline, kernel, quiet
 from concur_thp.arch.shared import SharedArray, SharedOne
 from concur_thp.arch.struct import I64, Struct, field
 from concur_thp.config import NR_CPUS
-from concur_thp.sched.control import control_wait, control_wake
 from concur_thp.sched.state import sched
+from concur_thp.sched.waiting import control_wait, control_wake
 from concur_thp.sync.lockdep import DepClass, dep_classes
 
 MOST_TOUCHES = 1 << 18
