@@ -10,7 +10,7 @@ from concur_thp.arch.bug import bug, bug_on
 from concur_thp.arch.cpu import Cpu, CpuState
 from concur_thp.arch.irq import ipi_poll, local_irq_disable, local_irq_enable
 from concur_thp.arch.linker import inline, kernel
-from concur_thp.arch.tlb import tlb_fill_huge, tlb_fill_small, tlb_lookup
+from concur_thp.arch.tlb import tlb_drop, tlb_fill_huge, tlb_fill_small, tlb_lookup
 from concur_thp.arch.trace import Tracepoint, trace
 from concur_thp.config import HPAGE_PMD_NR, PAGE_SHIFT, TASK_SIZE
 from concur_thp.mm.errno import EFAULT, EHWPOISON, ENOMEM
@@ -123,7 +123,7 @@ def user_store(cpu: Cpu, addr: int, value: int):
 
 @kernel
 def translate(cpu: Cpu, addr: int, write: int):
-    """A TLB miss: walk, and fault until the walk succeeds. Its end is not followed by a poll.
+    """A TLB miss, or a hit that does not allow the access: walk, and fault until the walk succeeds. No poll follows its end.
 
     Context: inside an instruction; a fault interrupts it.
     Return: the entry, now in the TLB; -EFAULT; -EHWPOISON; -ENOMEM.
@@ -133,6 +133,7 @@ def translate(cpu: Cpu, addr: int, write: int):
         return -EFAULT
     bug_on(cpu, cpu.context == 0 or cpu.state.read() != CPU_RUNNING,
            "user access on a CPU that is parked or in no mm (values: address, mm)", addr, cpu.context)
+    tlb_drop(cpu, addr)
     tries = 0
     while tries < FAULT_LOOP:
         entry = hardware_walk(cpu, addr, write)
