@@ -54,11 +54,11 @@ def tlb_fill_huge(cpu: Cpu, addr: int, entry: int):
 
 @kernel
 def tlb_drop(cpu: Cpu, addr: int):
-    """Drop this CPU's own translations of `addr`, small and huge: those with which an access could not be done.
+    """Drop this CPU's own translations of `addr`, small and huge, because one of them or the tables forbid an access.
 
     Context: its own CPU.
-    Emulator: a page fault drops them in the processor (Intel SDM volume 3, 4.10.4.1), and so does the walk before it. Else a
-    huge page's translation that somebody's zap has yet to flush stays beside the small one that this access gets.
+    Emulator: a page fault does that in the processor (Intel SDM volume 3, 4.10.4.1). Else a huge page's translation that
+    somebody's zap has yet to flush stays beside the small one that this access gets.
     """
     slot = cpu.tlb_huge[(addr >> PMD_SHIFT) & (TLB_HUGE - 1)]
     if slot.tag == ((addr & PMD_MASK) >> PAGE_SHIFT) + 1:

@@ -133,12 +133,14 @@ def translate(cpu: Cpu, addr: int, write: int):
         return -EFAULT
     bug_on(cpu, cpu.context == 0 or cpu.state.read() != CPU_RUNNING,
            "user access on a CPU that is parked or in no mm (values: address, mm)", addr, cpu.context)
-    tlb_drop(cpu, addr)
+    if write and tlb_lookup(cpu, addr) & _PAGE_RW == 0:
+        tlb_drop(cpu, addr)  # It forbids the store. One that only lacks Dirty stays: the processor sets that without a fault.
     tries = 0
     while tries < FAULT_LOOP:
         entry = hardware_walk(cpu, addr, write)
         if entry > 0:
             return entry
+        tlb_drop(cpu, addr)
         code = PF_USER | (PF_WRITE if write else 0) | (PF_PROT if entry == WALK_READONLY else 0)
         local_irq_enable(cpu)
         error = do_user_addr_fault(cpu, addr, code)

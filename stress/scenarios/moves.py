@@ -75,6 +75,8 @@ MREMAP_VS_MIGRATE = Scenario(
                 old=("1h", 0)),
         Outcome("not migrated: a store waited for it with a reference", moved=EBUSY, same=1, first=0, stored={0, EFAULT},
                 third=(0, {7, 8}), old=("1h-1", 0), must=False),
+        Outcome("not migrated: a store waited for it with a reference, and then the entry had moved", moved=EBUSY, same=1,
+                first=EFAULT, stored=EFAULT, third=(0, 103), old=("1h", 0), must=False),
     ),
     always=dict(moved=0, same=0, gone=(EFAULT, 0), kind=(LOOK_HUGE, WRITE)))
 

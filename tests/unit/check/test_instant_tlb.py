@@ -66,6 +66,15 @@ def small_after_the_huge_one_was_flushed(scene):
     user(scene)
 
 
+@allows("I14")
+def the_huge_one_of_a_zap_that_has_yet_to_flush(scene):
+    scene.mm.tlb_flush_pending.add(1)
+    scene.cpu.tlb_small[5].tag = (THP >> 12) + 1 + 5
+    user(scene)
+    scene.cpu.tlb_small[5].tag = 0
+    scene.mm.tlb_flush_pending.sub(1)
+
+
 @allows("I15")
 def a_cpu_that_is_behind_has_no_translations(scene):
     scene.cpu.generation = scene.cpu.generation - 1
