@@ -5,6 +5,7 @@ struct layouts, constants and boot parameters it uses, the translator itself, LL
 geometry are also kept as one bundle, keyed by the bytes of every source file, so that a warm start parses nothing.
 """
 
+import ctypes
 import functools
 import hashlib
 import os
@@ -20,6 +21,7 @@ from typing import Any
 
 import llvmlite
 import llvmlite.binding as llvm
+from llvmlite import ir
 
 from concur_thp.arch import builtins, checked, expressions, guard_words, guards, linker, shared, struct, translate
 from concur_thp.arch.linker import SLOTS, Kernel
@@ -155,12 +157,38 @@ def load(objects: dict[str, bytes]) -> dict[str, int]:
     return {symbol: engine.get_function_address(symbol) for symbol in objects}
 
 
+def _make_atomic() -> None:
+    """Give interpreted code (arch/struct.py) the processor's compare and swap, for each width of a word."""
+    if struct.native_cas:
+        return
+    module = ir.Module("atomics")
+    module.triple = _target_machine().triple
+    i64 = ir.IntType(64)
+    for width in struct.WIDTHS:
+        word = ir.IntType(8 * width)
+        function = ir.Function(module, ir.FunctionType(i64, [i64] * 3), f"cas{width}")
+        build = ir.IRBuilder(function.append_basic_block())
+        address, *values = function.args
+        old, new = (build.trunc(v, word) for v in values) if width < struct.I64 else values
+        pair = build.cmpxchg(build.inttoptr(address, word.as_pointer()), old, new, "seq_cst", "seq_cst")
+        if not builtins.FULL_RMW:
+            build.fence("seq_cst")
+        seen = build.extract_value(pair, 0)
+        build.ret(build.sext(seen, i64) if width < struct.I64 else seen)
+    machine_code = _target_machine().emit_object(llvm.parse_assembly(str(module)))
+    _engine().add_object_file(llvm.ObjectFileRef.from_data(machine_code))
+    _engine().finalize_object()
+    kind = ctypes.PYFUNCTYPE(*[ctypes.c_int64] * 4)
+    struct.native_cas |= {w: kind(_engine().get_function_address(f"cas{w}")) for w in struct.WIDTHS}
+
+
 _linked: dict[tuple[int, str, str], int] = {}
 """(geometry, build, function) -> address: a function is loaded once in a process, however many machines it boots."""
 
 
 def link(kernels: Iterable[Kernel] | None = None, progress: Progress | None = None, kind: str = PLAIN) -> None:
     """Compile what is not cached, load it, and fill the slots of this process for the geometry in force."""
+    _make_atomic()
     wanted = list(Kernel.all if kernels is None else kernels)
     fresh = [k for k in wanted if (Param.order, kind, k.unique) not in _linked]
     if fresh:

@@ -6,7 +6,8 @@
 
 Kernel code sees typed pointers. `page.index` is a relaxed atomic load (READ_ONCE), `page.index = 7` such a store;
 an atomic field yields a reference whose methods are real atomics: `page._refcount.add(1)`. A pointer is a plain address
-in native code and an instance of the class here, when code runs as ordinary Python (sound for one CPU).
+in native code and an instance of the class here, when code runs as ordinary Python. That too is atomic once this process
+has native code (arch/native.py): from then on other CPUs may be at the same words.
 
 Guards are words of a closed list: `const` (set at boot), `init` (set before publication), `atomic`, `cpu` (only its own
 CPU), `owner` (only who holds the lock it is part of, or has the object to himself), or the name of a lock class; `a+b`
@@ -16,9 +17,11 @@ detection the rest (sched/races.py).
 """
 
 import ctypes
+from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 I8, I16, I32, I64 = 1, 2, 4, 8
+WIDTHS = (I8, I16, I32, I64)
 """Widths in bytes; every field is signed."""
 
 LINES = 128
@@ -33,6 +36,10 @@ def signed(value: int, width: int = 8) -> int:
     bits = 8 * width
     value &= (1 << bits) - 1
     return value - (1 << bits) if value >> (bits - 1) else value
+
+
+native_cas: dict[int, Callable[[int, int, int], int]] = {}
+"""Width -> the processor's compare and swap of (address, old, new), which returns what was there."""
 
 
 class Ref:
@@ -53,29 +60,32 @@ class Ref:
 
     read, write = load, store  # relaxed: READ_ONCE and WRITE_ONCE
 
-    def _swap(self, value: int) -> int:
-        old = self._cell.value
-        self._cell.value = value
-        return old
+    def _update(self, change: Callable[[int], int]) -> int:
+        while True:
+            old: int = self._cell.value
+            if self.cas(old, change(old)) == old:
+                return old
 
     def xchg(self, value: int) -> int:
-        return self._swap(int(value))
+        return self._update(lambda old: int(value))
 
     def add(self, value: int) -> int:
-        return self._swap(self._cell.value + int(value))
+        return self._update(lambda old: old + int(value))
 
     def sub(self, value: int) -> int:
-        return self._swap(self._cell.value - int(value))
+        return self._update(lambda old: old - int(value))
 
     def or_(self, value: int) -> int:
-        return self._swap(self._cell.value | int(value))
+        return self._update(lambda old: old | int(value))
 
     def and_(self, value: int) -> int:
-        return self._swap(self._cell.value & int(value))
+        return self._update(lambda old: old & int(value))
 
     def cas(self, old: int, new: int) -> int:
         """Compare and swap; returns what was there, which is `old` exactly when it was replaced."""
-        seen = self._cell.value
+        if self.width in native_cas:
+            return native_cas[self.width](self.addr, int(old), int(new))
+        seen: int = self._cell.value
         if seen == old:
             self._cell.value = int(new)
         return seen

@@ -85,7 +85,8 @@ def __do_huge_pmd_anonymous_page(cpu: Cpu, vma: Vma, haddr: int, pmd: Entry, pag
     Differs: no memory cgroups; no oom reaper, so the address space is always stable.
     """
     mm = mms[vma.vm_mm]
-    bug_on(cpu, not PageHead(page) or page_ref_count(page) != 1, "huge fault: bad new page (value: pfn)",
+    # One reference is ours; whoever goes from frame to frame may have one for a moment (R34).
+    bug_on(cpu, not PageHead(page) or page_ref_count(page) < 1, "huge fault: bad new page (values: pfn, references)",
            page_to_pfn(page), page_ref_count(page))
     table = pte_alloc_one(cpu, mm)  # 3.4.7: a pmd split may not fail, so its table is reserved now
     if table == NIL:

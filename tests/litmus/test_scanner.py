@@ -5,6 +5,7 @@ import pytest
 from concur_thp.arch.cpu import Cpu, cpus
 from concur_thp.arch.irq import cpu_park, cpu_resume
 from concur_thp.arch.points import Point
+from concur_thp.arch.system import system
 from concur_thp.check.audit import audit
 from concur_thp.config import HPAGE_PMD_NR, HPAGE_PMD_SIZE
 from concur_thp.machine import Machine
@@ -127,10 +128,29 @@ def test_scans_and_splits_together(thp) -> None:
         cpu.ops = 1
 
     def scan(cpu: Cpu) -> None:
-        while cpus[0].ops == 0:
+        while cpus[0].ops == 0 and not system.panicked.load():
             scanner_turn(cpu)
 
     run_all(thp.machine, split_and_fault, scan)
+    thp.finish()
+
+
+def test_references_of_interpreted_and_native_code_add_up(thp) -> None:
+    """CPU 0's are taken and put by Python code, as in split() above: of its read and its write no other CPU comes between."""
+    def get_and_put(cpu: Cpu) -> None:
+        for _ in range(5000):
+            get_page(cpu, thp.head)
+            put_page(cpu, thp.head)
+        cpu.ops = 1
+
+    def scan(cpu: Cpu) -> None:
+        while cpus[0].ops == 0 and not system.panicked.load():
+            cpu_resume(cpu)
+            scan_frame(cpu, thp.head)
+            cpu_park(cpu)
+
+    run_all(thp.machine, get_and_put, scan)
+    assert page_ref_count(thp.head) == 1
     thp.finish()
 
 

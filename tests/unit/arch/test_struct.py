@@ -2,6 +2,8 @@
 
 import pytest
 
+from concur_thp.arch import struct
+from concur_thp.arch.native import link
 from concur_thp.arch.struct import I8, I16, I32, I64, Struct, atomic, embed, field, signed
 from tests.unit.arch.memory import Memory
 
@@ -71,7 +73,11 @@ def test_plain_and_atomic_are_not_mixed_up():
             m.d.add(1)
 
 
-def test_atomics_return_the_old_value():
+@pytest.mark.parametrize("native", [False, True], ids=["alone", "with_native_code"])
+def test_atomics_return_the_old_value(native, monkeypatch):
+    link([])
+    if not native:
+        monkeypatch.setattr(struct, "native_cas", {})
     with Memory(Mixed) as m:
         steps = [m.count.add(5), m.count.sub(2), m.count.or_(8), m.count.and_(9), m.count.xchg(4), m.count.cas(4, 6),
                  m.count.cas(4, 7), m.count.load()]

@@ -21,6 +21,7 @@ from concur_thp.mm.flags import (
     PROT_WRITE,
 )
 from concur_thp.mm.fork import dup_mm, exit_mm, mm_alloc, mmput, switch_to_mm
+from concur_thp.mm.huge_fault import __do_huge_pmd_anonymous_page
 from concur_thp.mm.huge_split_pmd import split_huge_pmd_address
 from concur_thp.mm.madvise import do_madvise
 from concur_thp.mm.mm_types import MIGRATE_MOVABLE, MM_ANONPAGES, NIL, Entry, Mm, Page, mem_map, pgdat
@@ -30,7 +31,7 @@ from concur_thp.mm.mremap import do_mremap
 from concur_thp.mm.page_alloc import alloc_pages
 from concur_thp.mm.page_flags import PageDoubleMap, PG_active, PG_dirty, PG_lru, PG_swapbacked, PG_uptodate, tail_page
 from concur_thp.mm.page_lock import PageLocked, lock_page, unlock_page
-from concur_thp.mm.page_ref import get_page, page_ref_count
+from concur_thp.mm.page_ref import get_page, get_page_unless_zero, page_ref_count
 from concur_thp.mm.pgtable import (
     _PAGE_ACCESSED,
     _PAGE_DIRTY,
@@ -169,6 +170,21 @@ def test_write_fault(order: int, plain: bool) -> None:
         assert w.load(1) == 7 and w.load(0) == 0 and w.mm.faults.read() == 1
         assert do_madvise(w.cpu, w.mm, w.addr, int(PMD_SIZE), MADV_DONTNEED) == 0
         assert w.tables() == (0, 0, 0) and page_ref_count(page) == 0 and w.load(1) == 0
+
+
+@SIZES
+def test_write_fault_whose_page_a_scanner_has_found(order: int, plain: bool) -> None:
+    """get_page_unless_zero() takes a reference as soon as the allocator has given its own (R34): that is no error."""
+    with world(order, plain) as w:
+        w.store(w.n, 7)  # The pmd table and the anon_vma are there.
+        page = alloc_pages(w.cpu, int(HPAGE_PMD_ORDER), MIGRATE_MOVABLE, GFP_TRANSHUGE)
+        assert get_page_unless_zero(page)
+        down_read(w.cpu, w.mm.mmap_sem)
+        assert __do_huge_pmd_anonymous_page(w.cpu, find_vma(w.mm, w.addr), w.addr, w.pmd(), page) == 0
+        up_read(w.cpu, w.mm.mmap_sem)
+        assert w.counts(page) == (2, 0, 0, -1)
+        put_page(w.cpu, page)
+        assert w.load(1) == 0 and w.counts(page) == (1, 0, 0, -1)
 
 
 @SIZES
