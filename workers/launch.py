@@ -30,7 +30,7 @@ HUNG_SECONDS = 20.0
 """A CPU that counted no operation and no lock operation for so long, while others could run, is hung."""
 CRASHES = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL")
 """Signals that a process sends itself: native kernel code went astray, which the emulated kernel must not."""
-GRACE_SECONDS = 5.0
+GRACE_SECONDS = HUNG_SECONDS
 """How long CPUs may take to finish their operation once asked to stop."""
 PR_SET_PDEATHSIG = 1
 

@@ -13,6 +13,7 @@ from concur_thp.arch.cpu import cpus
 from concur_thp.sched.state import Reason, sched, sched_cpus
 from stress.exploring.cell import Cell, where_is
 from stress.exploring.job import Failure, Schedule, Stretch
+from stress.exploring.patience import Patience
 from stress.exploring.settle import settle
 
 PATIENCE_SECONDS = 3.0
@@ -58,16 +59,14 @@ def _run(cell: Cell, again: Repeat) -> None:
 
 
 def _wait(cell: Cell, child: int, patience: float) -> int | None:
-    """The child's status; None when it began no new run for so long, and was ended."""
-    seen, since = b"", time.monotonic()
+    """The child's status; None when it began no new run in so much of its time, and was ended."""
+    waits = Patience(child, patience)
     try:
-        while time.monotonic() - since < patience:
+        while not waits.over(cell.controlled.progress[:]):
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
                 child = 0
                 return status
-            if cell.controlled.progress[:] != seen:
-                seen, since = cell.controlled.progress[:], time.monotonic()
             time.sleep(0.001)
         return None
     finally:

@@ -26,11 +26,12 @@ from concur_thp.sched.batch import PROGRESS_BYTES
 from stress.exploring.autopsy import Repeat, in_a_fork
 from stress.exploring.cell import Cell
 from stress.exploring.job import Failure, Job, Tally
+from stress.exploring.patience import Patience
 from stress.exploring.settle import settle
 
 TICK_SECONDS = 0.1
 HUNG_SECONDS = 6.0
-"""A cell that begins no new run for so long, and says nothing, is stuck in one."""
+"""A cell that begins no new run in so much of its processor time, and says nothing, is stuck in one."""
 SEEDS_OF_A_CELL = 1 << 40
 ONE_CELL = ("dfs", "dpor")
 """Strategies that go through schedules in an order: nothing to share out."""
@@ -76,7 +77,7 @@ class Explorer:
         self._context = get_context("fork")
         self._tallies: dict[int, Tally] = {}
         self._cells: dict[int, tuple[Any, Any, mmap.mmap]] = {}
-        self._seen: dict[int, tuple[bytes, float]] = {}
+        self._waits: dict[int, Patience] = {}
         self._interrupted = False
         self._outside = ""
 
@@ -127,7 +128,7 @@ class Explorer:
             for number, (process, receiver, words) in list(running.items()):
                 if receiver in ready:
                     message = _receive(receiver)
-                    self._seen[number] = (words[:16], time.monotonic())
+                    self._waits.pop(number, None)
                     if message is None:
                         process.join()
                         return self._died(number, process.exitcode, words)
@@ -151,11 +152,10 @@ class Explorer:
         return None
 
     def _stuck(self, number: int, words: mmap.mmap) -> bool:
-        now = time.monotonic()
-        last, since = self._seen.setdefault(number, (words[:16], now))
-        if words[:16] != last or struct.unpack("qq", words[:16])[1] == 0:
-            self._seen[number] = (words[:16], now)
-        return now - self._seen[number][1] > HUNG_SECONDS
+        if struct.unpack("qq", words[:16])[1] == 0:
+            return False  # It has its machine to make first.
+        waits = self._waits.setdefault(number, Patience(self._cells[number][0].pid, HUNG_SECONDS))
+        return waits.over(words[:16])
 
     def _died(self, number: int, code: int | None, words: mmap.mmap) -> Failure | None:
         """A cell is gone in the middle of a run: at fault, or killed by others? Found out by repeating the run in a fork."""

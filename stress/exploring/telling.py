@@ -25,6 +25,7 @@ from concur_thp.trace.story import Stop, Story, read_story
 from stress.exploring.autopsy import PATIENCE_SECONDS
 from stress.exploring.cell import Cell
 from stress.exploring.job import Job, Schedule, Stretch
+from stress.exploring.patience import Patience
 from stress.exploring.variants import variant_of
 
 TRACED = ("concur_thp.mm.", "concur_thp.sync.")
@@ -129,8 +130,8 @@ class Teller:
 
 def _reap(child: int, patience: float = PATIENCE_SECONDS) -> None:
     """Wait for a fork; end it when it goes round in circles."""
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
+    waits = Patience(child, patience)
+    while not waits.over(b""):
         if os.waitpid(child, os.WNOHANG)[0]:
             return
         time.sleep(0.001)
