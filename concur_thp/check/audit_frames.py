@@ -71,10 +71,12 @@ def _blocks(facts: Facts, report: Report, lists: FreeLists) -> None:
     private, kind, listed_as = facts.page["private"][pfn], facts.page_type[pfn], facts.page["_free_type"][pfn]
     good = (pfn & ((1 << order) - 1)) == 0
     good &= (kind == PAGE_TYPE_BUDDY) & (private == order) & (listed_as == lists.kind)
+    good &= facts.page["free_cpu"][pfn] == lists.number
     good &= (pfn >= lists.zone["start_pfn"][zone]) & (pfn + (1 << order) <= lists.zone["end_pfn"][zone])
-    report.each(~good, "free block pfn {pfn:#x} on the list of order {order}, zone {zone}, type {kind}: page type "
-                "{is_a}, private {private}, its type {listed_as}, or not aligned, or outside the zone",
-                pfn=pfn, order=order, zone=zone, kind=lists.kind, is_a=kind, private=private, listed_as=listed_as)
+    report.each(~good, "free block pfn {pfn:#x} on the list of order {order}, zone {zone}, type {kind}, cpu {cpu}: page "
+                "type {is_a}, private {private}, its type {listed_as}, or of another cpu, or not aligned, or outside the zone",
+                pfn=pfn, order=order, zone=zone, kind=lists.kind, cpu=lists.number - 1, is_a=kind, private=private,
+                listed_as=listed_as)
 
 
 def _unmerged(facts: Facts, report: Report, lists: FreeLists) -> None:
@@ -112,8 +114,11 @@ def _free_counts(report: Report, lists: FreeLists) -> None:
         pages, word = int((1 << mine).sum()), int(lists.zone["nr_free_pages"][zone])
         report.check(pages == word, f"zone {zone}: {pages} pages on its free lists, nr_free_pages {word}")
         for order in range(int(MAX_ORDER)):
-            blocks, word = int((mine == order).sum()), int(lists.zone["free_area"]["nr_free"][zone, order])
+            blocks, word = int((mine == order).sum()), int(lists.areas["nr_free"][zone, :, order].sum())
             report.check(blocks == word, f"zone {zone} order {order}: {blocks} free blocks, nr_free {word}")
+        for number, kind in np.argwhere(lists.held[zone]).tolist():
+            report.check(lists.zone["holders"][zone, kind] >> number & 1 == 1,
+                         f"zone {zone}: cpu {number - 1} has free blocks of type {kind}, and `holders` does not say so")
     for cpu, number, length, count in lists.pcp_counts:
         report.check(length == count, "pcp list {number} of cpu {cpu}: {length} pages, count {count}",
                      cpu=cpu, number=number, length=length, count=count)

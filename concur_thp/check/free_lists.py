@@ -4,26 +4,27 @@ import numpy as np
 
 from concur_thp.check.facts import Facts
 from concur_thp.check.views import Column, chain, view
-from concur_thp.config import MAX_ORDER
-from concur_thp.mm.mm_types import MIGRATE_TYPES, NIL, NR_ZONES, zones
+from concur_thp.mm.mm_types import NIL, NR_FREE_LISTS, NR_ORDERS, NR_ZONES, free_areas, zones
 
 
 class FreeLists:
-    """Free blocks as columns: first frame, order, zone and migratetype of the list each was found on."""
+    """Free blocks as columns: first frame, and order, zone, migratetype and number of the list each was found on."""
 
     def __init__(self, facts: Facts):
         self.errors: list[str] = []
         self.zone = view(zones, NR_ZONES)
-        rows: list[tuple[int, int, int, int]] = []
-        heads = self.zone["free_area"]["head"].tolist()
-        for zone in range(NR_ZONES):
-            for order in range(int(MAX_ORDER)):
-                for kind in range(MIGRATE_TYPES):
-                    what = f"free list of zone {zone} order {order} type {kind}"
-                    found = self._follow(facts, heads[zone][order][kind], what)
-                    rows += [(pfn, order, zone, kind) for pfn in found]
-        table = np.array(rows, dtype=np.int64).reshape(-1, 4)
-        self.pfn, self.order, self.owner, self.kind = (np.ascontiguousarray(table[:, n]) for n in range(4))
+        areas = view(free_areas, NR_ZONES * NR_FREE_LISTS * NR_ORDERS).reshape(NR_ZONES, NR_FREE_LISTS, NR_ORDERS)
+        self.areas = areas[:, : facts.config.cpus + 1]
+        rows: list[tuple[int, int, int, int, int]] = []
+        heads = self.areas["head"]
+        self.held = (heads != NIL).any(axis=2)
+        """zone, list number, type: is there any block?"""
+        for zone, number, order, kind in np.argwhere(heads != NIL).tolist():
+            what = f"free list of zone {zone} cpu {number - 1} order {order} type {kind}"
+            found = self._follow(facts, int(heads[zone, number, order, kind]), what)
+            rows += [(pfn, order, zone, kind, number) for pfn in found]
+        table = np.array(rows, dtype=np.int64).reshape(-1, 5)
+        self.pfn, self.order, self.owner, self.kind, self.number = (np.ascontiguousarray(table[:, n]) for n in range(5))
         self.pcp_counts: list[tuple[int, int, int, int]] = []
         """cpu, list, pages found, its count word."""
         self.pcp = self._pcp(facts)

@@ -17,7 +17,7 @@ from concur_thp.arch.trace import Tracepoint, trace
 from concur_thp.config import MAX_ORDER, pageblock_order
 from concur_thp.mm import alloc_slowpath
 from concur_thp.mm.alloc_slowpath import kcompactd_wait
-from concur_thp.mm.buddy import WMARK_LOW
+from concur_thp.mm.buddy import WMARK_LOW, any_block
 from concur_thp.mm.compact_scan import (
     CompactControl,
     compact_controls,
@@ -102,9 +102,9 @@ def has_free_block(zone: Zone, order: int):
     """Is there a block for a movable allocation of this order? Looks without zone.lock."""
     found = 0
     for current in range(order, MAX_ORDER):
-        area = zone.free_area[current]
         others = can_steal_fallback(current, MIGRATE_MOVABLE)
-        if area.head[MIGRATE_MOVABLE] != NIL or others and find_suitable_fallback(area, MIGRATE_MOVABLE) != NIL:
+        if (any_block(zone, current, MIGRATE_MOVABLE) != NIL
+                or others and find_suitable_fallback(zone, current, MIGRATE_MOVABLE) != NIL):
             found = 1
     return found
 

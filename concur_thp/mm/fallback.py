@@ -10,6 +10,7 @@ from concur_thp.config import MAX_ORDER, pageblock_nr_pages, pageblock_order
 from concur_thp.mm.buddy import (
     PageBuddy,
     __rmqueue_smallest,
+    any_block,
     get_pageblock_migratetype,
     link_free,
     set_pageblock_migratetype,
@@ -20,7 +21,6 @@ from concur_thp.mm.mm_types import (
     MIGRATE_RECLAIMABLE,
     MIGRATE_UNMOVABLE,
     NIL,
-    FreeArea,
     Page,
     Zone,
     mem_map,
@@ -31,13 +31,12 @@ from concur_thp.sync.spinlock import assert_spin_locked
 
 
 @inline
-def find_suitable_fallback(area: FreeArea, migratetype: int):
-    """The migratetype to steal from in this area, in the order of Linux's table `fallbacks`; or NIL."""
+def find_suitable_fallback(zone: Zone, order: int, migratetype: int):
+    """The block of this order to steal, of the first type in the order of Linux's table `fallbacks`; or NIL."""
     first = MIGRATE_UNMOVABLE if migratetype == MIGRATE_RECLAIMABLE else MIGRATE_RECLAIMABLE
     second = MIGRATE_UNMOVABLE if migratetype == MIGRATE_MOVABLE else MIGRATE_MOVABLE
-    if area.head[first] != NIL:
-        return first
-    return second if area.head[second] != NIL else NIL
+    pfn = any_block(zone, order, first)
+    return pfn if pfn != NIL else any_block(zone, order, second)
 
 
 @inline
@@ -122,7 +121,7 @@ def __rmqueue_fallback(cpu: Cpu, zone: Zone, order: int, migratetype: int):
     victim = NIL
     current = MAX_ORDER - 1
     while current >= order:
-        victim = find_suitable_fallback(zone.free_area[current], migratetype)
+        victim = find_suitable_fallback(zone, current, migratetype)
         if victim != NIL:
             break
         current -= 1
@@ -132,11 +131,11 @@ def __rmqueue_fallback(cpu: Cpu, zone: Zone, order: int, migratetype: int):
     if not whole_block and current > order:
         # Movable, and only small blocks are left: spoil the smallest one instead of the largest.
         current = order
-        victim = find_suitable_fallback(zone.free_area[current], migratetype)
+        victim = find_suitable_fallback(zone, current, migratetype)
         while victim == NIL:
             current += 1
-            victim = find_suitable_fallback(zone.free_area[current], migratetype)
-    page = mem_map[zone.free_area[current].head[victim]]
+            victim = find_suitable_fallback(zone, current, migratetype)
+    page = mem_map[victim]
     bug_on(cpu, not PageBuddy(page) or page.private != current,
            "__rmqueue_fallback: no free block of its order (values: pfn, order)", page_to_pfn(page), current)
     steal_suitable_fallback(cpu, zone, page, migratetype, whole_block)
@@ -145,14 +144,14 @@ def __rmqueue_fallback(cpu: Cpu, zone: Zone, order: int, migratetype: int):
 
 
 @kernel
-def __rmqueue(cpu: Cpu, zone: Zone, order: int, migratetype: int) -> Page:
-    """A block of `order` from the zone, stolen if need be.
+def __rmqueue(cpu: Cpu, zone: Zone, order: int, migratetype: int, pages: int) -> Page:
+    """A block of `order` from the zone, or for order 0 up to `pages` neighbours; stolen if need be.
 
     Context: zone.lock held.
-    Return: its first page, NULL when no type has a block large enough.
+    Return: the first page, NULL when no type has a block large enough; how many there are in cpu.scratch[0].
     Linux: mm/page_alloc.c __rmqueue
     """
-    page = __rmqueue_smallest(cpu, zone, order, migratetype)
+    page = __rmqueue_smallest(cpu, zone, order, migratetype, pages)
     while not page and __rmqueue_fallback(cpu, zone, order, migratetype):
-        page = __rmqueue_smallest(cpu, zone, order, migratetype)
+        page = __rmqueue_smallest(cpu, zone, order, migratetype, pages)
     return page

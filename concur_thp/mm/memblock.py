@@ -11,16 +11,18 @@ from numpy.typing import NDArray
 
 from concur_thp.arch.shared import SharedArray
 from concur_thp.config import MAX_ORDER, NR_CPUS, PAGE_SIZE
-from concur_thp.mm.buddy import WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_MOVABLE
+from concur_thp.mm.buddy import WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_MOVABLE, free_area
 from concur_thp.mm.mm_types import (
     MIGRATE_MOVABLE,
     MIGRATE_TYPES,
     NIL,
+    NR_FREE_LISTS,
     NR_ORDERS,
     NR_ZONES,
     PAGE_TYPE_BUDDY,
     PAGE_TYPE_RESERVED,
     Page,
+    free_areas,
     mem_map,
     pageblock_types,
     percpu,
@@ -69,7 +71,7 @@ def init_memory(config: Any) -> None:
     init_mem_map(config.frames)
     array_view(pageblock_types, pageblock_types.count(config)).view(np.int32)[:] = MIGRATE_MOVABLE
     for number, (start, end) in enumerate(bounds):
-        init_zone(number, start, end)
+        init_zone(number, start, end, config.cpus)
     for cpu in range(NR_CPUS):
         for row in range(NR_ZONES * MIGRATE_TYPES):
             percpu[cpu].pcp[row].head = NIL
@@ -111,7 +113,7 @@ def init_mem_map(frames: int) -> None:
     reserved.page_type = PAGE_TYPE_RESERVED
 
 
-def init_zone(number: int, start: int, end: int) -> None:
+def init_zone(number: int, start: int, end: int, cpus: int) -> None:
     """One zone: its lists, its watermarks, and all its frames free."""
     zone = zones[number]
     spin_lock_init(zone.lock, ZONE_LOCK)
@@ -120,20 +122,23 @@ def init_zone(number: int, start: int, end: int) -> None:
     zone.watermark[WMARK_MIN] = reserve
     zone.watermark[WMARK_LOW] = reserve + reserve // 4
     zone.watermark[WMARK_HIGH] = reserve + reserve // 2
+    lists = array_view(free_areas, NR_ZONES * NR_FREE_LISTS * NR_ORDERS).reshape(NR_ZONES, NR_FREE_LISTS, NR_ORDERS, -1)
+    lists[number, : cpus + 1].view(np.int32)[..., :MIGRATE_TYPES] = NIL
+    for migratetype in range(MIGRATE_TYPES):
+        zone.holders[migratetype] = 0
     rows = array_view(mem_map, end)
     first = max(start, 1)  # Frame 0 stays reserved.
     zone.nr_free_pages = max(0, end - first)
     for order, blocks in zone_blocks(first, end).items():
-        zone.free_area[order].nr_free = len(blocks)
-        for migratetype in range(MIGRATE_TYPES):
-            zone.free_area[order].head[migratetype] = NIL
         if len(blocks):
+            area = free_area(zone, 0, order)
+            area.nr_free, area.head[MIGRATE_MOVABLE] = len(blocks), int(blocks[0])
+            zone.holders[MIGRATE_MOVABLE] = 1
             column(rows, mem_map, "page_type")[blocks] = PAGE_TYPE_BUDDY
             column(rows, mem_map, "private")[blocks] = order
             column(rows, mem_map, "_free_type")[blocks] = MIGRATE_MOVABLE
             column(rows, mem_map, "lru_next")[blocks] = np.append(blocks[1:], NIL)
             column(rows, mem_map, "lru_prev")[blocks] = np.append(NIL, blocks[:-1])
-            zone.free_area[order].head[MIGRATE_MOVABLE] = int(blocks[0])
 
 
 def zone_blocks(start: int, end: int) -> dict[int, Words]:

@@ -41,7 +41,7 @@ class Page(Struct, size=64):
     page_type = field(I8, "zone_lock|racy", "PAGE_TYPE_*: what a page is that nobody maps")
     _free_type = field(I8, "owner", "free or pcp page: the migratetype of the list it is on")
     lock_owner = field(I16, "page_lock|racy", "CPU + 1 that holds PG_locked, for reports")
-    free_cpu = field(I16, "zone_lock", "free block: the CPU that freed it, + 1; 0 for none. Its cache has these struct pages")
+    free_cpu = field(I16, "zone_lock", "free block: whose lists it is on: the CPU that freed it, + 1, or 0 (boot)")
     compound_mapcount = atomic(I32, "in tail 1: pmds that map the page, -1 for none", overlay="lru_next")
     compound_order = field(I32, "init|racy", "in tail 1: the order, and with it the THP destructor", overlay="lru_prev")
     deferred_next = field(I64, "split_queue_lock|racy", "in tail 2: 0 when on no list, else 1 << 32 | next head's pfn + 1",
@@ -160,8 +160,11 @@ MIGRATE_UNMOVABLE, MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE, MIGRATE_TYPES = 0, 1, 2
 NR_ORDERS = 12
 
 
+NR_FREE_LISTS = NR_CPUS + 1
+
+
 class FreeArea(Struct, size=32):
-    """Free blocks of one order in one zone."""
+    """Free blocks of one order in one zone, as far as one CPU has freed them (0: as boot left them)."""
 
     head = field(I32, "zone_lock|racy", "first block (pfn) of each migratetype, or NIL", count=MIGRATE_TYPES)
     nr_free = field(I64, "zone_lock|racy", "blocks, of all types")
@@ -173,9 +176,10 @@ class Zone(Struct, align=64):
     start_pfn = field(I64, "const", "first frame")
     end_pfn = field(I64, "const", "first frame behind")
     watermark = field(I64, "const", "min, low, high: pages", count=3)
-    lock = embed(SpinLock, "guards free_area and pageblock types", apart=True)
+    lock = embed(SpinLock, "guards free_areas and pageblock types", apart=True)
     nr_free_pages = field(I64, "zone_lock|racy", "free pages in the buddy lists")
-    free_area = embed(FreeArea, "by order", count=NR_ORDERS)
+    holders = field(I64, "zone_lock|racy", "for each migratetype, a bit for each list number that may have blocks of it",
+                    count=MIGRATE_TYPES)
 
 
 NR_LRU_LISTS = 5
@@ -242,6 +246,8 @@ frames = SharedArray("frames", Frame, lambda c: c.frames)
 tables = SharedArray("tables", Entry, lambda c: c.frames, lambda: 8 * int(TABLE_WORDS))
 """The entries of each table page, by pfn; what was never a table is never resident."""
 zones = SharedArray("zones", Zone, lambda c: NR_ZONES)
+free_areas = SharedArray("free_areas", FreeArea, lambda c: NR_ZONES * NR_FREE_LISTS * NR_ORDERS)
+"""struct zone's free_area, by zone, list number and order: what one CPU's lists are made of is in lines of its own."""
 pageblock_types = SharedArray("pageblock_types", Slot, lambda c: (c.frames >> c.order) + 1)
 percpu = SharedArray("percpu", PerCpu, lambda c: NR_CPUS)
 mms = SharedArray("mms", Mm, lambda c: c.mms + 1)

@@ -5,10 +5,12 @@ PAGE_TYPE_PCP and no reference; the lists are linked through lru_next, newest fi
 """
 
 from concur_thp.arch.bug import bug_on
+from concur_thp.arch.builtins import ffs64
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.shared import SharedOne
 from concur_thp.arch.struct import I64, Struct, field
+from concur_thp.config import MAX_ORDER
 from concur_thp.mm.buddy import __free_one_page, get_pageblock_migratetype, zone_nr
 from concur_thp.mm.fallback import __rmqueue
 from concur_thp.mm.mm_types import (
@@ -78,26 +80,41 @@ def rmqueue_bulk(cpu: Cpu, zone: Zone, pcp: PcpList, migratetype: int):
 
     Context: takes zone.lock.
     Linux: mm/page_alloc.c rmqueue_bulk
+    Differs: takes neighbours at once, and makes them pages of the list when the lock is free again.
     """
     bug_on(cpu, pcp.head != NIL or pcp.count != 0, "rmqueue_bulk: the list is not empty (values: pfn, count)",
            pcp.head, pcp.count)
-    last = Page(0)
+    runs = Page(0)
     got = 0
     spin_lock_irq(cpu, zone.lock)
     while got < alloc_settings.pcp_batch:
-        page = __rmqueue(cpu, zone, 0, migratetype)
+        page = __rmqueue(cpu, zone, 0, migratetype, alloc_settings.pcp_batch - got)
         if not page:
             break
-        page.page_type = PAGE_TYPE_PCP
-        page._free_type = migratetype
-        if last:
-            last.lru_next = mem_map.index(page)
-        else:
-            pcp.head = mem_map.index(page)
-        last = page
-        got += 1
+        page.private = cpu.scratch[0]
+        page.lru_next = mem_map.index(runs) if runs else NIL
+        runs = page
+        got += page.private
     spin_unlock_irq(cpu, zone.lock)
-    pcp.count = got
+    while runs:
+        page = runs
+        runs = mem_map[page.lru_next] if page.lru_next != NIL else Page(0)
+        pcp_push_run(pcp, page, migratetype)
+
+
+@inline
+def pcp_push_run(pcp: PcpList, page: Page, migratetype: int):
+    """Put neighbours in front of a list, the first one first; `private` of the first says how many they are."""
+    count = page.private
+    page.private = 0
+    first = mem_map.index(page)
+    for pfn in range(first, first + count):
+        mem_map[pfn].page_type = PAGE_TYPE_PCP
+        mem_map[pfn]._free_type = migratetype
+        mem_map[pfn].lru_next = pfn + 1
+    mem_map[first + count - 1].lru_next = pcp.head
+    pcp.head = first
+    pcp.count = pcp.count + count
 
 
 @kernel
@@ -106,14 +123,51 @@ def free_pcppages_bulk(cpu: Cpu, zone: Zone, pcp: PcpList, count: int):
 
     Context: takes zone.lock.
     Linux: mm/page_alloc.c free_pcppages_bulk
-    Differs: newest first, as the list has one end; Linux gives the oldest back, from each list in turn.
+    Differs: newest first, as the list has one end; Linux gives the oldest back, from each list in turn. Neighbours have
+    merged before the lock is taken.
     """
     bug_on(cpu, count > pcp.count, "free_pcppages_bulk: more than the list has", count, pcp.count)
+    page = pcp_pop_blocks(pcp, count)
     spin_lock_irq(cpu, zone.lock)
-    for _ in range(count):
-        page = pcp_pop(pcp)
-        __free_one_page(cpu, zone, mem_map.index(page), 0, page._free_type)
+    while page:
+        pfn = mem_map.index(page)
+        order = page.private
+        following = page.lru_next
+        page.private = 0
+        page.lru_next = NIL
+        __free_one_page(cpu, zone, pfn, order, page._free_type)
+        page = mem_map[following] if following != NIL else Page(0)
     spin_unlock_irq(cpu, zone.lock)
+
+
+@kernel
+def pcp_pop_blocks(pcp: PcpList, count: int) -> Page:
+    """Take the `count` newest pages off a list and put neighbours together to blocks, as the buddy allocator would.
+
+    Context: this CPU's own list; the pages are its own, so no lock is needed.
+    Return: the first block; they are linked through lru_next and have their order in `private`.
+    Emulator: what free_pcppages_bulk() can do before it takes zone.lock.
+    """
+    blocks = NIL
+    while count > 0:
+        low = mem_map.index(pcp_pop(pcp))
+        high = low + 1
+        count -= 1
+        # Pages that were freed in the order of their addresses come back one by one from the last.
+        while count > 0 and pcp.head in (low - 1, high) and mem_map[pcp.head]._free_type == mem_map[low]._free_type:
+            low = min(low, pcp.head)
+            high = max(high, pcp.head + 1)
+            pcp_pop(pcp)
+            count -= 1
+        while low < high:
+            order = min(ffs64(low), MAX_ORDER - 1)
+            while low + (1 << order) > high:
+                order -= 1
+            mem_map[low].private = order
+            mem_map[low].lru_next = blocks
+            blocks = low
+            low += 1 << order
+    return mem_map[blocks] if blocks != NIL else Page(0)
 
 
 @inline

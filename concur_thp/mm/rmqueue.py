@@ -2,6 +2,7 @@
 (Linux: mm/page_alloc.c)
 """
 
+from concur_thp.arch.builtins import prefetchw
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.mm.fallback import __rmqueue
@@ -33,6 +34,8 @@ def rmqueue(cpu: Cpu, zone: int, order: int, migratetype: int, wmark: int) -> Pa
     """
     row = zones[zone]
     page = Page(0)
+    if order != 0:
+        prefetchw(row.lock)
     allowed = zone_watermark_ok(row, order, alloc_mark(row, order, migratetype, wmark))
     if order == 0:
         pcp = pcp_list(cpu, zone, migratetype)
@@ -42,7 +45,7 @@ def rmqueue(cpu: Cpu, zone: int, order: int, migratetype: int, wmark: int) -> Pa
             page = pcp_pop(pcp)
     elif allowed:
         spin_lock_irq(cpu, row.lock)
-        page = __rmqueue(cpu, row, order, migratetype)
+        page = __rmqueue(cpu, row, order, migratetype, 1 << order)
         spin_unlock_irq(cpu, row.lock)
     return page
 

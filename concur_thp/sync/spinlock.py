@@ -6,7 +6,7 @@ irq-safe variants therefore wait with irqs back on and disable them again for ea
 """
 
 from concur_thp.arch.bug import bug_on, panic_check
-from concur_thp.arch.builtins import cpu_relax, cycles
+from concur_thp.arch.builtins import cpu_relax, cycles, prefetchw
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.futex import futex_wait, futex_wake, spins
 from concur_thp.arch.irq import cpu_sleep, ipi_poll, local_irq_disable, local_irq_enable
@@ -53,6 +53,7 @@ def spin_lock(cpu: Cpu, lock: SpinLock):
     Linux: include/linux/spinlock.h spin_lock
     Differs: sleeps after a short spin.
     """
+    prefetchw(lock)
     _spin_lock(cpu, lock, lock.cls)
 
 
@@ -63,6 +64,7 @@ def spin_lock_nested(cpu: Cpu, lock: SpinLock):
     Context: as spin_lock(); another lock of the class is held.
     Linux: include/linux/spinlock.h spin_lock_nested, SINGLE_DEPTH_NESTING
     """
+    prefetchw(lock)
     _spin_lock(cpu, lock, lock.cls + 1)
 
 

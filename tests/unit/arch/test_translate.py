@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from concur_thp.arch import builtins, native
-from concur_thp.arch.builtins import clear_bytes, copy_bytes, ffs64, lsr, smp_mb, wrap_mul
+from concur_thp.arch.builtins import clear_bytes, copy_bytes, ffs64, lsr, prefetchw, smp_mb, wrap_mul
 from concur_thp.arch.linker import Kernel, inline, interpreted, kernel
 from concur_thp.arch.struct import I8, I16, I32, I64, Struct, atomic, embed, field, signed
 from concur_thp.arch.translate import TranslateError
@@ -178,6 +178,8 @@ def bits(a: int, n: int):
 @kernel
 def bulk(o: Outer, n: int):
     o.wide = n
+    prefetchw(o)
+    prefetchw(n)
     copy_bytes(int(o) + 8, o, 8)
     clear_bytes(o, 8)
     return o.wide

@@ -11,6 +11,7 @@ import pytest
 from concur_thp.check.audit import LAWS, audit
 from concur_thp.check.views import raw
 from concur_thp.config import MAX_ORDER
+from concur_thp.mm.buddy import free_area
 from concur_thp.mm.deferred_split import undefer_split_huge_page
 from concur_thp.mm.filemap import drop_caches
 from concur_thp.mm.flags import GFP_HIGHUSER_MOVABLE, VM_WRITE
@@ -94,6 +95,16 @@ def zone_counts_one_page_too_many(scene):
 
 
 @breaks("Q2")
+def free_block_of_another_cpu_than_its_list(scene):
+    mem_map[largest_free_block()[0]].free_cpu = 2
+
+
+@breaks("Q2")
+def free_lists_that_nobody_knows_of(scene):
+    zones[largest_free_block()[1][0]].holders[1] = 0
+
+
+@breaks("Q2")
 def free_page_with_a_mapping(scene):
     mem_map[largest_free_block()[0] + 1].mapping = 5
 
@@ -101,13 +112,14 @@ def free_page_with_a_mapping(scene):
 @breaks("Q2")
 def free_buddies_that_did_not_merge(scene):
     pfn, area = largest_free_block()
-    lower, half = zones[area[0]].free_area[area[1] - 1], pfn + (1 << (area[1] - 1))
-    upper = zones[area[0]].free_area[area[1]]
+    half = pfn + (1 << (area[1] - 1))
+    lower, upper = (free_area(zones[area[0]], mem_map[pfn].free_cpu, area[1] - n) for n in (1, 0))
     upper.head[1], upper.nr_free = mem_map[pfn].lru_next, upper.nr_free - 1
     mem_map[upper.head[1]].lru_prev = NIL
     for block, after in ((pfn, half), (half, lower.head[1])):
         page = mem_map[block]
         page.private, page.page_type, page._free_type, page.lru_next = area[1] - 1, 1, 1, after
+        page.free_cpu = mem_map[pfn].free_cpu
     lower.head[1], lower.nr_free = pfn, lower.nr_free + 2
 
 
@@ -115,9 +127,10 @@ def largest_free_block() -> tuple[int, tuple[int, int]]:
     """The first movable block of the largest order: its frame, and (zone, order)."""
     order = int(MAX_ORDER) - 1
     for zone in range(3):
-        pfn = zones[zone].free_area[order].head[1]
-        if pfn != NIL and mem_map[pfn].lru_next != NIL:
-            return pfn, (zone, order)
+        for number in range(3):
+            pfn = free_area(zones[zone], number, order).head[1]
+            if pfn != NIL and mem_map[pfn].lru_next != NIL:
+                return pfn, (zone, order)
     raise AssertionError("no large block is free")
 
 

@@ -5,10 +5,13 @@ from contextlib import nullcontext
 import pytest
 
 from concur_thp.arch.linker import interpreted
-from concur_thp.mm.buddy import NEAR_LOOKS
+from concur_thp.machine import Machine
+from concur_thp.mm.buddy import __free_one_page, __rmqueue_smallest
 from concur_thp.mm.flags import GFP_TRANSHUGE
-from concur_thp.mm.mm_types import MIGRATE_MOVABLE, Page, mem_map
+from concur_thp.mm.memblock import free_blocks
+from concur_thp.mm.mm_types import MIGRATE_MOVABLE, Page, mem_map, zones
 from concur_thp.mm.page_alloc import __free_pages, alloc_pages
+from concur_thp.sync.spinlock import spin_lock_irq, spin_unlock_irq
 
 MODES = pytest.mark.parametrize("mode", [nullcontext, interpreted], ids=["native", "interpreted"])
 
@@ -56,13 +59,33 @@ def test_what_others_have_freed_is_taken_when_there_is_nothing_else(machine_fact
         assert not alloc_pages(machine.cpu(0), 3, MIGRATE_MOVABLE, GFP_TRANSHUGE)
 
 
-def test_the_search_for_an_own_block_ends(machine_factory):
-    """Behind NEAR_LOOKS foreign ones the own block is not found; a block that nobody has freed yet is as good."""
+def test_an_own_block_is_found_behind_any_number_of_others(machine_factory):
+    """Fails on lists that all CPUs share, where only so many foreign blocks can be passed over."""
     machine = machine_factory(cpus=2, memory="4M", order=3)
-    pfns, between = held_apart(machine.cpu(0), NEAR_LOOKS + 1)
+    pfns, between = held_apart(machine.cpu(0), 20)
     free(machine.cpu(0), pfns[0])
     for pfn in pfns[1:]:
         free(machine.cpu(1), pfn)
-    assert huge(machine.cpu(0)) not in pfns
-    for pfn in between:
+    assert huge(machine.cpu(0)) == pfns[0]
+    for pfn in [pfns[0], *between]:
         free(machine.cpu(0), pfn)
+
+
+@MODES
+def test_neighbours_are_those_that_single_calls_would_return(machine_factory, mode):
+    """As many pages of a block as are wanted; what stays behind is the same, whichever way they are taken."""
+    left = []
+    for one_by_one in (False, True):
+        with mode(), Machine(memory="1M", order=3) as machine:
+            cpu, zone, got = machine.cpu(0), zones[1], []
+            spin_lock_irq(cpu, zone.lock)
+            while len(got) < 13:
+                page = Page(__rmqueue_smallest(cpu, zone, 0, MIGRATE_MOVABLE, 1 if one_by_one else 13 - len(got)))
+                got += range(mem_map.index(page), mem_map.index(page) + cpu.scratch[0])
+            spin_unlock_irq(cpu, zone.lock)
+            left.append((got, free_blocks(), zone.nr_free_pages))
+            spin_lock_irq(cpu, zone.lock)
+            for pfn in got:
+                __free_one_page(cpu, zone, pfn, 0, MIGRATE_MOVABLE)
+            spin_unlock_irq(cpu, zone.lock)
+    assert left[0] == left[1]

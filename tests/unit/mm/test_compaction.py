@@ -7,8 +7,10 @@ import pytest
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import kernel
 from concur_thp.arch.shared import SharedArray
+from concur_thp.arch.system import system
 from concur_thp.config import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGE_SIZE, PMD_SIZE
 from concur_thp.mm.alloc_slowpath import kcompactd_wait, try_to_compact_pages
+from concur_thp.mm.buddy import free_area
 from concur_thp.mm.compaction import (
     COMPACT_SKIPPED,
     COMPACT_SUCCESS,
@@ -89,8 +91,8 @@ class Fragmented:
 
 def blocks() -> int:
     """Free blocks that a huge page fits in."""
-    areas = [zones[z].free_area[order] for z in range(NR_ZONES) for order in (HPAGE_PMD_ORDER, HPAGE_PMD_ORDER + 1)]
-    return sum(area.nr_free * (1 + i % 2) for i, area in enumerate(areas))
+    return sum(free_area(zones[zone], number, HPAGE_PMD_ORDER + more).nr_free << more
+               for zone in range(NR_ZONES) for number in range(system.nr_cpus + 1) for more in (0, 1))
 
 
 def test_whole_node(new_task: Any) -> None:

@@ -5,8 +5,10 @@ from contextlib import nullcontext
 import pytest
 
 from concur_thp.arch.linker import interpreted
+from concur_thp.arch.system import system
 from concur_thp.errors import KernelBug
 from concur_thp.machine import Machine
+from concur_thp.mm.buddy import free_area
 from concur_thp.mm.flags import (
     __GFP_ZERO,
     GFP_HIGHUSER_MOVABLE,
@@ -48,17 +50,20 @@ def listed_blocks():
     for zone in (zones[n] for n in range(3)):
         free = 0
         for order in range(NR_ORDERS):
-            area = zone.free_area[order]
-            blocks = []
-            for migratetype in range(MIGRATE_TYPES):
-                pfn, before = area.head[migratetype], NIL
-                while pfn != NIL:
-                    assert mem_map[pfn].lru_prev == before and mem_map[pfn]._free_type == migratetype
-                    blocks.append(pfn)
-                    pfn, before = mem_map[pfn].lru_next, pfn
-            assert len(blocks) == area.nr_free
-            free += len(blocks) << order
-            found |= dict.fromkeys(blocks, order)
+            for number in range(system.nr_cpus + 1):
+                area = free_area(zone, number, order)
+                blocks = []
+                for migratetype in range(MIGRATE_TYPES):
+                    pfn, before = area.head[migratetype], NIL
+                    assert pfn == NIL or zone.holders[migratetype] & 1 << number
+                    while pfn != NIL:
+                        page = mem_map[pfn]
+                        assert (page.lru_prev, page._free_type, page.free_cpu) == (before, migratetype, number)
+                        blocks.append(pfn)
+                        pfn, before = page.lru_next, pfn
+                assert len(blocks) == area.nr_free
+                free += len(blocks) << order
+                found |= dict.fromkeys(blocks, order)
         assert free == zone.nr_free_pages
     return found
 
