@@ -4,9 +4,11 @@ Exit status: 0 clean, 1 found something, 2 wrong usage, 3 our own fault, 4 incon
 Whatever goes wrong is one line on standard error; a traceback goes to a log file.
 """
 
+import errno
 import os
 import platform
 import select
+import signal
 import sys
 import tempfile
 import time
@@ -31,13 +33,26 @@ from concur_thp.rules.table import RULES, rule_json, rule_named, variants_named
 
 FOUND, MISUSE, OWN_FAULT, INCONCLUSIVE = 1, 2, 3, 4
 LOG_BYTES = 1 << 20
+ORDER = ("stress", "races", "explore", "replay", "rules", "break", "compare", "bench", "build", "doctor")
+"""Of commands in help texts; others stand behind them."""
+LIMITS = {
+    errno.EMFILE: "raise the limit of open files, such as `ulimit -n 1024`",
+    errno.ENFILE: "the system has no more open files to give",
+    errno.ENOMEM: "pass a smaller --memory, or raise the limit of memory (`ulimit -v`)",
+    errno.EAGAIN: "raise the limit of processes (`ulimit -u`), or pass fewer --cpus",
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EROFS: "pass places that can be written (--run-dir, --json, CONCUR_THP_CACHE)",
+}
+"""What this machine refuses, and what its user can do about it: nobody's fault, but wrong usage."""
 
 
-class Commands(click.Group):
+class Commands(options.Group):
     """Our own commands, and those of the installed entry points `concur_thp.commands`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *(e.name for e in entry_points(group="concur_thp.commands"))})
+        names = {*super().list_commands(ctx), *(e.name for e in entry_points(group="concur_thp.commands"))}
+        return [*(name for name in ORDER if name in names), *sorted(names - {*ORDER})]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         own = super().get_command(ctx, cmd_name)
@@ -64,7 +79,7 @@ def cli(ctx: click.Context) -> None:
 @options.json_option()
 @options.quiet_option()
 def build(order: int, json_path: str, quiet: bool) -> int:
-    """Compile every kernel function ahead, so that the next run starts at once."""
+    """Compile every kernel function ahead of the first run."""
     started = time.monotonic()
     Param.order = order
     Machine._import_kernel()
@@ -82,12 +97,12 @@ def build(order: int, json_path: str, quiet: bool) -> int:
     return 0
 
 
-@cli.group(invoke_without_command=True)
+@cli.group(cls=options.Group, invoke_without_command=True)
 @options.json_option()
 @options.quiet_option()
 @click.pass_context
 def rules(ctx: click.Context, json_path: str, quiet: bool) -> int:
-    """The locking rules: what each says, where it is enforced, how it can be broken."""
+    """The locking rules: what each says, and how it can be broken."""
     Machine._import_kernel()
     if ctx.invoked_subcommand is None:
         if not quiet and json_path != STDOUT:
@@ -101,7 +116,10 @@ def rules(ctx: click.Context, json_path: str, quiet: bool) -> int:
 @options.json_option()
 @options.quiet_option()
 def show(rule_id: str, json_path: str, quiet: bool) -> int:
-    """One rule, such as R18, or one of its broken variants, such as R18a, with the edits as diffs."""
+    """One rule, or one of its broken variants, with diffs.
+
+    ID is a rule, such as R18, or a variant, such as R18a.
+    """
     rule = rule_named(rule_id)
     if not quiet and json_path != STDOUT:
         only = variants_named(rule_id) if rule.variants else []
@@ -119,12 +137,17 @@ def doctor(memory: int, json_path: str, quiet: bool) -> int:
     facts = examine(memory)
     out = result_console(quiet, json_path)
     for name, value in facts.items():
+        if name in SIZES:
+            value = size_mib(value)
         if name != "problems":
             out.print(f"{name.replace('_', ' '):24} {value}")
     for problem in facts["problems"]:
         console(quiet).print(f"problem: {problem}", highlight=False)
     write_json(json_path, facts)
     return FOUND if facts["problems"] else 0
+
+
+SIZES = ("memory_available", "memory_needed", "cache_bytes")
 
 
 def examine(memory: int) -> dict[str, Any]:
@@ -139,6 +162,10 @@ def examine(memory: int) -> dict[str, Any]:
     if free < needed:
         problems.append(f"{size_mib(free)} of memory are available, {size_text(memory)} of emulated memory may need"
                         f" {size_mib(needed)}: pass a smaller --memory")
+    try:
+        native.check_cache()
+    except Misuse as error:
+        problems.append(str(error))
     if cores < 2:
         problems.append("one core only: CPUs take turns, so races are rare; give it two or more")
     if platform.machine() not in ("x86_64", "aarch64"):
@@ -153,7 +180,7 @@ def examine(memory: int) -> dict[str, Any]:
 
 
 def size_mib(size: int) -> str:
-    return f"{size >> 20}M"
+    return f"{size >> 20} MiB"
 
 
 def _running_thp() -> str:
@@ -173,7 +200,7 @@ def error_log() -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError:
-        folder = Path(tempfile.gettempdir())
+        return Path(tempfile.gettempdir()) / f"concur-thp-{os.getuid()}.log"
     return folder / "concur-thp.log"
 
 
@@ -201,10 +228,9 @@ def _leave_stdout() -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """Run one command line; returns its exit status."""
-    log = error_log()
     logger.remove()
-    logger.add(log, level="DEBUG", delay=True, rotation=LOG_BYTES, retention=1, diagnose=False)
     try:
+        logger.add(error_log(), level="DEBUG", delay=True, rotation=LOG_BYTES, retention=1, diagnose=False, catch=False)
         return int(cli.main(args=arguments, prog_name="concur-thp", standalone_mode=False) or 0)
     except click.ClickException as error:
         _say(error.format_message())
@@ -221,14 +247,36 @@ def run(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _stdout_is_gone():
             return INCONCLUSIVE
-        logger.exception("{} failed", " ".join(arguments if arguments is not None else sys.argv[1:]))
-        kind = "" if isinstance(error, EmulatorError) else f"{type(error).__name__}: "
-        _say(f"our own fault, not yours: {kind}{error} (traceback in {log})")
-        return OWN_FAULT
+        return _failed(error, " ".join(arguments if arguments is not None else sys.argv[1:]))
     finally:
         _leave_stdout()
 
 
+def _failed(error: Exception, what: str) -> int:
+    """An exception that nobody expected: a limit of this machine, or our own fault, of which a traceback is kept."""
+    number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+    if number in LIMITS:
+        place = getattr(error, "filename", None)
+        _say(f"{os.strerror(number)}{f' ({place})' if place else ''}: {LIMITS[number]}")
+        return MISUSE
+    try:
+        logger.exception("{} failed", what)
+        kept = f"traceback in {error_log()}"
+    except OSError as reason:
+        kept = f"no traceback could be kept: {reason.strerror}"
+    kind = "" if isinstance(error, EmulatorError) else f"{type(error).__name__}: "
+    _say(f"our own fault, not yours: {kind}{error} ({kept})")
+    return OWN_FAULT
+
+
 def main() -> None:
-    """The console script."""
-    sys.exit(run())
+    """The console script. A second Ctrl-C, while the first is being answered, changes nothing."""
+    status = INCONCLUSIVE
+    try:
+        try:
+            status = run()
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # The interpreter's own end is not to be disturbed.
+    except KeyboardInterrupt:
+        pass
+    sys.exit(status)

@@ -132,14 +132,15 @@ class MachineConfig:
         block = PAGE_SIZE << (self.order + 1)
         least = max(6 * block, 1 << 20)
         if self.memory < least:
-            raise Misuse(f"--memory {self.memory}: with --order {self.order} pass at least {least} bytes ({size_text(least)})")
+            raise Misuse(f"--memory {size_text(self.memory)}: with --order {self.order} pass at least {size_text(least)}")
         if self.memory > 1 << 40:
-            raise Misuse(f"--memory {self.memory}: pass at most 1T")
+            raise Misuse(f"--memory {size_text(self.memory)}: pass at most 1T")
         if self.kernelcore and not block <= self.kernelcore <= self.memory:
-            raise Misuse(f"kernelcore {self.kernelcore}: pass {block} to {self.memory} bytes, or nothing")
+            raise Misuse(f"kernelcore {size_text(self.kernelcore)}: pass {size_text(block)} to "
+                         f"{size_text(self.memory)}, or nothing")
         least = SWAP_CLUSTERS * PAGE_SIZE << self.order
         if self.swap and not least <= self.swap <= 1 << 40:
-            raise Misuse(f"--swap {self.swap}: with --order {self.order} pass {size_text(least)} to 1T, "
+            raise Misuse(f"--swap {size_text(self.swap)}: with --order {self.order} pass {size_text(least)} to 1T, "
                          "or 0 for no swap device")
 
     @property

@@ -8,19 +8,32 @@
 """
 
 import secrets
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
 from concur_thp.config import DEFAULT_ORDER, NR_CPUS, ORDERS, parse_size, size_text
-from concur_thp.errors import Misuse
+from concur_thp.errors import Misuse, unknown
 from concur_thp.output import check_json_path
 
 Decorator = Callable[[Any], Any]
 SEED_LIMIT = 1 << 63
 RANDOM_SEED_BITS = 31
 """A drawn seed is short enough to be typed again."""
+
+
+class Group(click.Group):
+    """Commands, of which similar ones are said when one is not known."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            names = self.list_commands(ctx)
+            within = "".join(f"{word} " for word in ctx.command_path.split()[1:])
+            raise unknown(f"command {within}".strip(), args[0], names, f"pass one of {', '.join(names)}")
+        return super().resolve_command(ctx, args)
 
 
 class Size(click.ParamType):
@@ -83,12 +96,25 @@ class Seconds(click.ParamType):
         except ValueError:
             number = -1.0
         if not 0 < number < float("inf") and not (self.or_none and number == 0):
-            self.fail(f"{value!r}: pass a number of seconds above 0, such as 20", param, ctx)
+            self.fail(f"{value!r}: pass a number of seconds above 0, such as 20{', or 0' if self.or_none else ''}", param, ctx)
         return number
 
 
 def _checked_json(ctx: click.Context, param: click.Parameter, value: str) -> str:
     check_json_path(value)
+    return value
+
+
+def _checked_run_dir(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Could runs be kept there? Asked before a run, which may take long; nothing is made yet."""
+    path = Path(value).resolve()
+    if not value:
+        raise Misuse("--run-dir: pass a directory, such as runs")
+    try:
+        with tempfile.TemporaryFile(dir=next(folder for folder in (path, *path.parents) if folder.exists())):
+            pass
+    except OSError as error:
+        raise Misuse(f"--run-dir {value}: {error.strerror}; pass a directory that can be written") from error
     return value
 
 
@@ -108,6 +134,11 @@ def quiet_option() -> Decorator:
 def seed_option() -> Decorator:
     return click.option("--seed", type=Seed(), default=None, callback=_drawn_seed,
                         help="Seed of every random choice. [default: random, and said]")
+
+
+def run_dir_option() -> Decorator:
+    return click.option("--run-dir", metavar="DIR", default="runs", show_default=True, callback=_checked_run_dir,
+                        help="Where runs keep what they found.")
 
 
 def memory_option(default: int | None, why: str) -> Decorator:

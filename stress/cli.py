@@ -15,7 +15,8 @@ LOCK_SECONDS = 6.0
 def _recordings(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
     for path in value:
         if not Path(path).is_file():
-            raise Misuse(f"recording {path}: no such file; pass what `perf script` printed, plain or .xz")
+            why = "that is a directory" if Path(path).is_dir() else "no such file"
+            raise Misuse(f"recording {path}: {why}; pass what `perf script` printed, plain or .xz")
     return value
 
 
@@ -40,12 +41,12 @@ def _recordings(ctx: click.Context, param: click.Parameter, value: tuple[str, ..
 @click.option("--khugepaged/--no-khugepaged", default=True, show_default=True, help="Run khugepaged beside the CPUs.")
 @click.option("--reproduce", type=options.Seconds(or_none=True), default=20.0, show_default=True,
               help="Behind a failure, search so long for a schedule that fails alike; 0: not at all.")
-@click.option("--run-dir", metavar="DIR", default="runs", show_default=True, help="Where runs keep what they found.")
+@options.run_dir_option()
 def stress(recordings: tuple[str, ...], json_path: str, **given: object) -> int:
-    """Let real processes fault, fork and unmap on one machine, and check everything.
+    """Race real processes on one machine, and check everything.
 
-    Without a RECORDING the CPUs draw from a mix of operations. With recordings of real programs (perf script output,
-    plain or .xz) they replay what those did.
+    Without a RECORDING the CPUs draw from a mix of operations: they fault, fork, advise, protect, move
+    and unmap. With recordings of real programs (perf script output, plain or .xz) they replay what those did.
     """
     from stress.main import run_stress  # The kernel's modules are imported only when they are to run.
 
@@ -76,7 +77,10 @@ def _plot(ctx: click.Context, param: click.Parameter, value: str) -> str:
 @options.json_option()
 @options.quiet_option()
 def bench(json_path: str, **given: object) -> int:
-    """Measure speed, side by side with the running kernel and with multiprocess, pthread and fcntl locks."""
+    """Measure speed, beside the running kernel and programs' locks.
+
+    The kernel does the same in the same run; multiprocess, pthread and fcntl locks stand beside the emulated ones.
+    """
     from stress.bench.main import run_bench
 
     return run_bench(BenchOptions(json=json_path, **given))  # type: ignore[arg-type]
@@ -100,17 +104,19 @@ def bench(json_path: str, **given: object) -> int:
 @options.seed_option()
 @options.json_option()
 @options.quiet_option()
-@click.option("--run-dir", metavar="DIR", default="runs", show_default=True, help="Where runs keep what they found.")
+@options.run_dir_option()
 def explore(scenario: str | None, strategy: str, depth: int, schedules: int, seconds: float, cpus: int, checks: int,
             races: bool, order: int, seed: int, json_path: str, quiet: bool, run_dir: str) -> int:
-    """Run a SCENARIO, or `all`, one CPU at a time, in very many schedules, every end checked."""
+    """Run a SCENARIO one CPU at a time, in very many schedules.
+
+    Every end is checked. A failure is shrunk, drawn and kept with a token for `concur-thp replay`. `all` takes every
+    scenario in turn; `concur-thp races` lists them.
+    """
     from stress.exploring.job import Job
     from stress.exploring.main import ExploreOptions, run_explore
 
     if scenario is None:
-        from stress.scenarios.registry import SCENARIOS
-
-        raise Misuse(f"pass a SCENARIO or `all`: {', '.join(sorted(SCENARIOS))}")
+        raise Misuse("pass a SCENARIO, such as fault_vs_collapse, or `all`; `concur-thp races` lists them")
     if strategy == "pct" and not 1 <= depth <= 16:
         raise Misuse(f"--depth {depth}: pass 1 to 16 with --strategy pct, such as 3")
     if races and strategy == "dpor":
@@ -128,7 +134,10 @@ def explore(scenario: str | None, strategy: str, depth: int, schedules: int, sec
 @options.json_option()
 @options.quiet_option()
 def replay(token: str, times: int, draw: bool, json_path: str, quiet: bool) -> int:
-    """Run again what a token recorded; 0 when the same happens each time."""
+    """Run again what a token recorded.
+
+    Ends with 0 when the same happens each time.
+    """
     from stress.exploring.main import run_replay
     from stress.exploring.token import Token
 
@@ -147,10 +156,13 @@ def replay(token: str, times: int, draw: bool, json_path: str, quiet: bool) -> i
 @options.seed_option()
 @options.json_option()
 @options.quiet_option()
-@click.option("--run-dir", metavar="DIR", default="runs", show_default=True, help="Where runs keep what they found.")
+@options.run_dir_option()
 def break_(ids: tuple[str, ...], everything: bool, seconds: float, order: int | None, free: bool, locks: bool, seed: int,
            json_path: str, quiet: bool, run_dir: str) -> int:
-    """Break rules on purpose and show how that fails. ID is a rule or one of its variants, such as R18 or R18a."""
+    """Break rules on purpose and show how that fails.
+
+    ID is a rule or one of its variants, such as R18 or R18a; `concur-thp rules` lists them.
+    """
     from stress.breaking.main import BreakOptions, run_break
 
     if locks:
@@ -178,9 +190,10 @@ def break_(ids: tuple[str, ...], everything: bool, seconds: float, order: int | 
 @options.quiet_option()
 def compare(paths: tuple[str, ...], programs: int, program: tuple[str, ...], recording: bool, seed: int, json_path: str,
             quiet: bool) -> int:
-    """Run the same programs on the running Linux kernel and hold the emulator against it.
+    """Run the same programs on the running Linux kernel and here.
 
-    Needs root, and Transparent Hugepages of 2 MiB; switches of the kernel are set for the run and restored behind it.
+    After every step both sides must show a program the same. Needs root, and Transparent Hugepages of 2 MiB; switches
+    of the kernel are set for the run and restored behind it.
     """
     if bool(paths) != recording:
         raise Misuse("compare: pass --recording with recordings behind it, or neither" if paths else

@@ -10,7 +10,7 @@ from loguru import logger
 from concur_thp.arch import native
 from concur_thp.arch.system import system
 from concur_thp.check.audit import AuditResult, audit
-from concur_thp.config import MachineConfig, size_text
+from concur_thp.config import MachineConfig, Param, size_text
 from concur_thp.errors import EmulatorError, Misuse
 from concur_thp.machine import Machine
 from concur_thp.mm.filemap import drop_caches
@@ -18,7 +18,7 @@ from concur_thp.mm.huge_zero import shrink_huge_zero_page
 from concur_thp.mm.pcp import drain_pcp
 from concur_thp.mm.swap import lru_add_drain
 from concur_thp.mm.swap_state import drop_swap_cache
-from concur_thp.mm.thp_sysfs import set_switch
+from concur_thp.mm.thp_sysfs import set_switch, switch_value
 from concur_thp.output import compile_progress, console, write_json, write_text
 from stress.clues import Clue
 from stress.kept import keep, search
@@ -153,6 +153,10 @@ def run_stress(options: StressOptions) -> int:
     weights = parse_mix(options.mix)
     if options.recordings and options.order != 9:
         raise Misuse(f"--order {options.order}: recordings have x86-64's addresses and need --order 9")
+    Param.order = options.order
+    switches = [(name, value) for name, _, value in (switch.partition("=") for switch in options.switches)]
+    for name, value in switches:  # Wrong ones are said before anything is compiled.
+        switch_value(name, value)
     replays = load_recordings(options.recordings)
     config = machine_config(options, replays)
     out = console(options.quiet)
@@ -165,8 +169,7 @@ def run_stress(options: StressOptions) -> int:
             set_switch("khugepaged/alloc_sleep_millisecs", MIX_SLEEP_MS)
             set_switch("defrag", "defer+madvise")  # Both ways: kcompactd, and direct compaction.
             set_switch("k5_young_half", 0)  # Only policy (K5), and with it nearly nothing is collapsed.
-        for switch in options.switches:
-            name, _, value = switch.partition("=")
+        for name, value in switches:
             set_switch(name, value)
         machine.listen_checks()
         if options.chaos:

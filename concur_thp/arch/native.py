@@ -27,6 +27,7 @@ from concur_thp.arch import builtins, checked, expressions, guard_words, guards,
 from concur_thp.arch.linker import SLOTS, Kernel
 from concur_thp.arch.shared import Word
 from concur_thp.config import Param
+from concur_thp.errors import Misuse
 
 DIGEST_BYTES = 32
 PLAIN, CHECKED, TRACED = "plain", "checked", "traced"
@@ -41,9 +42,8 @@ Progress = Callable[[int, int], None]
 
 def cache_dir() -> Path:
     """Where compiled objects are kept: $CONCUR_THP_CACHE, else the user's cache directory."""
-    root = os.environ.get("CONCUR_THP_CACHE") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    path = Path(root).expanduser()
-    return path if "CONCUR_THP_CACHE" in os.environ else path / "concur_thp"
+    own = os.environ.get("CONCUR_THP_CACHE")
+    return Path(own or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "concur_thp").expanduser()
 
 
 @functools.cache
@@ -99,10 +99,27 @@ def _path(source: Kernel, symbol: str, build: str) -> Path:
 
 def _write(path: Path, data: bytes) -> None:
     """Whole or not at all, behind its digest: other processes may be reading or writing the same cache."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(hashlib.sha256(data).digest() + data)
-    os.replace(file.name, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            try:
+                file.write(hashlib.sha256(data).digest() + data)
+                file.flush()
+                os.fchmod(file.fileno(), 0o644)  # A cache may serve several users.
+                os.replace(file.name, path)
+            except OSError:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        raise Misuse(f"cannot keep compiled code in {cache_dir()}: {error.strerror}; let CONCUR_THP_CACHE name a "
+                     "directory that can be written") from error
+
+
+def check_cache() -> None:
+    """Can compiled code be kept? Misuse says why not."""
+    path = cache_dir() / f"probe-{os.getpid()}"
+    _write(path, b"")
+    path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> bytes | None:
@@ -250,4 +267,4 @@ def _cached(source: Kernel, kind: str) -> bool:
     return _read(_path(source, symbol_of(source, build=kind), kind)) is not None
 
 
-__all__ = ["build", "cache_dir", "compile_object", "link", "linker", "load", "object_for", "symbol_of"]
+__all__ = ["build", "cache_dir", "check_cache", "compile_object", "link", "linker", "load", "object_for", "symbol_of"]

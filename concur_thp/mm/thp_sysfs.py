@@ -13,7 +13,7 @@ from concur_thp.arch.linker import inline
 from concur_thp.arch.shared import SharedOne
 from concur_thp.arch.struct import I32, I64, Struct, field
 from concur_thp.config import HPAGE_PMD_NR, HPAGE_PMD_SIZE
-from concur_thp.errors import Misuse
+from concur_thp.errors import Misuse, unknown
 from concur_thp.mm.flags import MMF_DISABLE_THP, VM_HUGEPAGE, VM_NOHUGEPAGE
 from concur_thp.mm.mm_types import Mm, Vma
 from concur_thp.mm.vmstat import vmstat
@@ -111,22 +111,26 @@ def _find(name: str) -> Switch:
     if name in READ_ONLY:
         raise Misuse(f"{name} is read-only")
     if name not in SWITCHES:
-        raise Misuse(f"there is no switch {name!r}; the switches are {', '.join((*SWITCHES, *READ_ONLY))}")
+        raise unknown("switch", name, SWITCHES, f"the switches are {', '.join(SWITCHES)}")
     return SWITCHES[name]
 
 
-def set_switch(name: str, text: str | int) -> None:
-    """Write a switch. Bad values, the kernel's -EINVAL, raise Misuse and change nothing."""
+def switch_value(name: str, text: str | int) -> int:
+    """What writing `text` to a switch would set it to. Bad values, the kernel's -EINVAL, raise Misuse."""
     switch, value = _find(name), str(text).strip()
     if switch.words is not None:
         if value not in switch.words:
             raise Misuse(f"{name}: {value!r} is invalid (-EINVAL); write one of {', '.join(switch.words)}")
-        setattr(thp, switch.field, switch.words[value])
-        return
+        return switch.words[value]
     highest = switch.highest()
     if not (value.isascii() and value.isdigit() and switch.lowest <= int(value) <= highest):
         raise Misuse(f"{name}: {value!r} is invalid (-EINVAL); write a number from {switch.lowest} to {highest}")
-    setattr(thp, switch.field, int(value))
+    return int(value)
+
+
+def set_switch(name: str, text: str | int) -> None:
+    """Write a switch. Bad values raise Misuse and change nothing."""
+    setattr(thp, _find(name).field, switch_value(name, text))
 
 
 def read_switch(name: str) -> str:

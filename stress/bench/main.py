@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from concur_thp.check.audit import audit
-from concur_thp.errors import KernelBug, Misuse
+from concur_thp.errors import KernelBug, unknown
 from concur_thp.machine import Machine
 from concur_thp.mm.thp_sysfs import set_switch
 from concur_thp.output import compile_progress, console, result_console, write_json
@@ -30,9 +30,9 @@ assert MOST_PROCESSES <= WINDOWS
 def run_bench(options: BenchOptions) -> int:
     """Measure, print, return 0."""
     known = tuple(growth.ROWS) if options.growth else (*ROWS, *throughput.ROWS)
-    unknown = set(options.only) - set(known)
-    if unknown:
-        raise Misuse(f"--only {', '.join(sorted(unknown))}: the rows are {', '.join(known)}")
+    for name in options.only:
+        if name not in known:
+            raise unknown("row", name, known, f"pass --only with one of {', '.join(known)}")
     if options.plot:
         load_matplotlib()  # Before a run of minutes, not after it.
     names = options.only or known

@@ -87,9 +87,12 @@ def run_compare(options: CompareOptions) -> int:
 
 def _parse(text: str) -> Program:
     try:
-        return parse(text)
+        program = parse(text)
     except ValueError as error:
         raise Misuse(f"--program: {error}") from None
+    if not program:
+        raise Misuse("--program: pass steps with semicolons between, such as '0 mmap 0 512 rw; 0 store 0 1'")
+    return program
 
 
 def _link(progress: CompileProgress) -> None:

@@ -101,6 +101,9 @@ def parse_step(text: str) -> Step:
     wanted = 2 * operation.ranged + len(operation.extra)
     if len(words) - 2 != wanted:
         raise ValueError(f"{text!r}: {words[1]} takes {wanted} arguments")
+    odd = [word for word in (words[0], *words[2:]) if not word.isdecimal() and word not in PROTECTIONS]
+    if odd or not words[0].isdecimal():
+        raise ValueError(f"{text!r}: {(odd or words)[0]!r} is not a whole number; protections are {', '.join(PROTECTIONS)}")
     numbers = [PROTECTIONS[word] if word in PROTECTIONS else int(word) for word in words[2:]]
     page, count = numbers[:2] if operation.ranged else (0, 0)
     extra = [*numbers[2 * operation.ranged :], 0, 0]

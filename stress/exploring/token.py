@@ -53,7 +53,9 @@ class Token:
             if not path.is_file():
                 raise Misuse(f"{text[:60]!r} is neither a token ({PREFIX}...) nor a file with one: pass the token that a "
                              "failure printed, or the file token.txt of its run")
-            text = path.read_text().strip()
+            text = path.read_bytes().decode("ascii", "replace").strip()
+            if not text.startswith(PREFIX):
+                raise Misuse(f"{path}: no token ({PREFIX}...) is in that file; pass the file token.txt of a failure's run")
         try:
             packed = base64.urlsafe_b64decode(text.removeprefix(PREFIX) + "==")
             data: dict[str, Any] = json.loads(zlib.decompress(packed))
@@ -64,7 +66,7 @@ class Token:
                 raise ValueError
             return cls(job, str(data["kind"]), str(data["symptom"]), str(data["code"]))
         except (ValueError, KeyError, TypeError, zlib.error, binascii.Error) as error:
-            raise Misuse(f"the token is damaged ({type(error).__name__}): copy it whole, or pass the file token.txt") from None
+            raise Misuse("the token is damaged: copy it whole, or pass the file token.txt of its run") from error
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 from enum import IntEnum, unique
 from typing import NamedTuple
 
-from concur_thp.errors import Misuse
+from concur_thp.errors import Misuse, unknown
 from concur_thp.ops import OP_NAMES
 
 
@@ -91,6 +91,9 @@ OP_BASE = 100
 OP_NAMES.update({OP_BASE + int(row.op): f"mix {row.op.name}" for row in MIX_TABLE})
 
 
+MOST_WEIGHT = 1_000_000
+
+
 def parse_mix(text: str) -> dict[str, int]:
     """'fork=50,munmap=0' -> the weights of all operations. 'only:' in front sets what is not named to 0."""
     weights = {row.op.name: row.weight for row in MIX_TABLE}
@@ -98,8 +101,10 @@ def parse_mix(text: str) -> dict[str, int]:
         text, weights = text[5:], dict.fromkeys(weights, 0)
     for part in filter(None, (p.strip() for p in text.split(","))):
         name, _, number = part.partition("=")
-        if name not in weights or not number.isdigit() or int(number) > 1_000_000:
-            raise Misuse(f"--mix {part!r}: pass NAME=WEIGHT with a whole number and a NAME of {', '.join(weights)}")
+        if name not in weights:
+            raise unknown("operation", name, weights, f"pass --mix NAME=WEIGHT with a NAME of {', '.join(weights)}")
+        if not number.isdigit() or int(number) > MOST_WEIGHT:
+            raise Misuse(f"--mix {part!r}: pass NAME=WEIGHT with a whole number up to {MOST_WEIGHT}")
         weights[name] = int(number)
     if not sum(weights.values()):
         raise Misuse("--mix: every weight is 0; give at least one operation a weight")

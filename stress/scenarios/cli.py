@@ -7,7 +7,7 @@ from concur_thp.errors import Misuse
 from concur_thp.output import result_console, write_json
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=options.Group, invoke_without_command=True)
 @options.json_option()
 @options.quiet_option()
 @click.pass_context
@@ -69,11 +69,13 @@ def steps(json_path: str, quiet: bool) -> int:
 @click.option("--order", type=click.Choice(("3", "9")), default="3", show_default=True, help="Order of a huge page.")
 @options.cpus_option(1, 8, "more than a race has are bystanders, fewer count as what it has")
 @options.seed_option()
-@click.option("--run-dir", metavar="DIR", default="runs", show_default=True, help="Where runs keep what they found.")
+@options.run_dir_option()
 @options.json_option()
 @options.quiet_option()
 def run(names: tuple[str, ...], order: str, json_path: str, **given: object) -> int:
-    """Play races round after round; every round must end in one of the outcomes that are possible.
+    """Play races round after round, and look at every end.
+
+    Every round must end in one of the outcomes that are possible.
 
     A race is a scenario's NAME, or the NUMBER of a pair of Appendix B: all scenarios that play it.
     """

@@ -1,9 +1,8 @@
 """All scenarios by name, and the pairs of Appendix B that they play."""
 
-from difflib import get_close_matches
 from typing import Any
 
-from concur_thp.errors import Misuse
+from concur_thp.errors import unknown
 from stress.scenarios import collapses, copies, faults, moves, pressure, reclaims, sequences, splits, stale, zap
 from stress.scenarios.scenario import Scenario
 
@@ -56,8 +55,7 @@ PAIRS = {
 def scenario_named(name: str) -> Scenario:
     """The scenario of this name; others of a similar name are said when there is none."""
     if name not in SCENARIOS:
-        near = get_close_matches(name, SCENARIOS, n=4, cutoff=0.4)
-        raise Misuse(f"there is no scenario {name!r}: pass {' or '.join(near) or 'one of ' + ', '.join(sorted(SCENARIOS))}")
+        raise unknown("scenario", name, SCENARIOS, "`concur-thp races` lists them")
     return SCENARIOS[name]
 
 
@@ -72,8 +70,8 @@ def find(names: tuple[str, ...]) -> list[Scenario]:
         elif name in SCENARIOS:
             wanted.add(name)
         else:
-            raise Misuse(f"there is no race {name!r}: pass a number from 1 to {max(PAIRS)}, `all`, or one of "
-                         f"{', '.join(SCENARIOS)}")
+            raise unknown("race", name, SCENARIOS, f"pass a number from 1 to {max(PAIRS)}, `all`, or one of the names that "
+                          "`concur-thp races` lists")
     return [scenario for name, scenario in SCENARIOS.items() if name in wanted]
 
 

@@ -43,8 +43,8 @@ def test_growth(tmp_path):
 
 
 @pytest.mark.parametrize("arguments, line", [
-    (("--only", "fault_5"), "--only fault_5: the rows are atomic_add, "),
-    (("--growth", "--only", "fault_huge"), "--only fault_huge: the rows are boot, "),
+    (("--only", "fault_5"), "there is no row 'fault_5': did you mean fault_pte"),
+    (("--growth", "--only", "fault_huge"), "there is no row 'fault_huge'"),
     (("--processes", "0,2"), "--processes 0,2: pass numbers from 1 to 16 with commas between"),
     (("--processes", "two"), "--processes two: pass numbers"),
     (("--rounds", "0"), "pass 1 to"),

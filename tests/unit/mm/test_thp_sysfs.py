@@ -68,7 +68,7 @@ def test_writing(name: str, good: list[str], bad: list[str]) -> None:
 
 def test_unknown_and_read_only_names() -> None:
     with Machine(memory="16M", order=3, cpus=1):
-        with pytest.raises(Misuse, match="the switches are enabled, defrag"):
+        with pytest.raises(Misuse, match="did you mean enabled"):
             set_switch("enable", "always")
         with pytest.raises(Misuse, match="read-only"):
             set_switch("hpage_pmd_size", "4096")
