@@ -23,6 +23,7 @@ _NEW_VMA = "the vma is in no tree yet"
 _FRESH = "the page is fresh from the allocator, or locked"
 _FREED = "the last reference is gone"
 _FREE = "Page.private of a free page is its order, under zone_lock; page_lock is for pages in use"
+_OWN_LIST = "this CPU's own list: the page is its own"
 _TABLE = "a table page that is not in a tree yet, or no more"
 _LEFT = "nothing is in the anon_vma any more, and the vma is leaving"
 _CHAIN = "under mmap_sem for reading it is page_table_lock that keeps two writers apart; for writing nobody else is here"
@@ -62,8 +63,12 @@ ROWS = (
     Row("prep_new_page", "Page.private", _FRESH),
     Row("add_to_free_list", "Page.private", _FREE),
     Row("del_page_from_free_list", "Page.private", _FREE),
-    Row("pcp_push", "Page.page_type", "this CPU's own list: the page is its own"),
-    Row("pcp_pop", "Page.page_type", "this CPU's own list: the page is its own"),
+    Row("rmqueue_bulk", "Page.private", _FREE),
+    Row("free_pcppages_bulk", "Page.private", _FREE),
+    Row("pcp_push", "Page.page_type", _OWN_LIST),
+    Row("pcp_push_run", "Page.page_type Page.private", _OWN_LIST),
+    Row("pcp_pop", "Page.page_type", _OWN_LIST),
+    Row("pcp_pop_blocks", "Page.private", _OWN_LIST),
 )
 
 for row in ROWS:
