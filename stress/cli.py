@@ -100,13 +100,16 @@ def bench(json_path: str, **given: object) -> int:
 @click.option("--checks", type=options.Count(0, 1 << 20, "0 checks none"), default=0, show_default=True,
               help="Check instant invariants at one place in so many.")
 @click.option("--races", is_flag=True, help="Watch plain fields for accesses that nothing puts in order (slower).")
+@click.option("--check-determinism", "repeat", is_flag=True,
+              help="Run each schedule twice, the second time from what a token holds: it must pass the same points and end in"
+              " the same state. If not, the emulator is at fault (exit 3). Four times slower.")
 @options.order_option(3)
 @options.seed_option()
 @options.json_option()
 @options.quiet_option()
 @options.run_dir_option()
 def explore(scenario: str | None, strategy: str, depth: int, schedules: int, seconds: float, cpus: int, checks: int,
-            races: bool, order: int, seed: int, json_path: str, quiet: bool, run_dir: str) -> int:
+            races: bool, repeat: bool, order: int, seed: int, json_path: str, quiet: bool, run_dir: str) -> int:
     """Run a SCENARIO one CPU at a time, in very many schedules.
 
     Every end is checked. A failure is shrunk, drawn and kept with a token for `concur-thp replay`. `all` takes every
@@ -121,8 +124,9 @@ def explore(scenario: str | None, strategy: str, depth: int, schedules: int, sec
         raise Misuse(f"--depth {depth}: pass 1 to 16 with --strategy pct, such as 3")
     if races and strategy == "dpor":
         raise Misuse("--races and --strategy dpor both listen to every access: pass one of them")
+    build = "traced" if races or strategy == "dpor" else "checked"
     job = Job(scenario, order=order, cpus=cpus, strategy=strategy, depth=depth, seed=seed, checks=checks, races=races,
-              build="traced" if races or strategy == "dpor" else "checked")
+              repeat=repeat, build=build)
     return run_explore(ExploreOptions(job, schedules, seconds, json=json_path, quiet=quiet, run_dir=run_dir))
 
 

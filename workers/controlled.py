@@ -14,7 +14,7 @@ from concur_thp.arch.listen import FREE_BUDGET, sched_point
 from concur_thp.arch.stack import link_stacks, new_stack
 from concur_thp.machine import Machine
 from concur_thp.sched import batch as batches
-from concur_thp.sched import control, dfs, dpor, pct, random, replay, reversals, runs, touches, waiting
+from concur_thp.sched import control, dfs, dpor, pct, random, repeat, replay, reversals, runs, touches, waiting
 from concur_thp.sched.snapshot import Snapshot, address_of
 from concur_thp.sched.state import MAX_CHANGES, Verdict, sched, sched_cpus
 
@@ -47,11 +47,14 @@ def nothing_after() -> None:
 class Controlled:
     """The machine of this process, run one CPU at a time."""
 
+    repeats = 1
+    """How repeat() wants runs repeated: 1 is all of them."""
     complete = True
     """Did the last run() do all it was asked for? If not, its last run needs a judge, and restore() behind that."""
 
     def __init__(self, machine: Machine, nr: int, body: Kernel):
         self.machine, self.nr = machine, nr
+        self._first_end: tuple[mmap.mmap, mmap.mmap] | None = None
         self._stand_ins: tuple[tuple[Kernel, Kernel], ...] = _STAND_INS
         link_stacks()
         self.snapshot = Snapshot(machine.base, machine.size, machine.places)
@@ -79,6 +82,20 @@ class Controlled:
         # pct keeps so many change points; shrinking asks for one more than a failure has preemptions.
         sched.depth = min(depth, MAX_CHANGES) if strategy == "pct" else depth
         sched.expected = sched.exhausted = 0
+        repeat.repeating.wanted = sched.stepping = 0
+
+    def repeat(self) -> None:
+        """From now on, and until choose(), run each schedule that the strategy chooses a second time; see sched/repeat.py."""
+        for either, first, own in ((repeat.either_prepare, repeat.first_prepare, control.prepare),
+                                   (repeat.either_pick, repeat.first_pick, control.pick)):
+            SLOTS[first.slot] = SLOTS[own.slot]
+            redirect(own, either)
+        if self._first_end is None:
+            self._first_end = mmap.mmap(-1, self.snapshot.size), mmap.mmap(-1, self.snapshot.granules + 8)
+            repeat.FIRST_END.set(address_of(self._first_end[0]))
+            repeat.FIRST_MAP.set(address_of(self._first_end[1]))
+        repeat.repeating.wanted, repeat.repeating.diverged = self.repeats, repeat.NOWHERE
+        sched.stepping = 1
 
     @contextmanager
     def standing_in(self) -> Iterator[None]:

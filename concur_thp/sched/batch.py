@@ -10,6 +10,7 @@ from concur_thp.arch.linker import inline, kernel, quiet
 from concur_thp.arch.shared import SharedArray, SharedOne, Word
 from concur_thp.arch.struct import I64, Struct, field
 from concur_thp.sched.control import after
+from concur_thp.sched.repeat import repeat_run, repeating
 from concur_thp.sched.runs import run_once
 from concur_thp.sched.snapshot import MULTIPLY, restore, state_number
 from concur_thp.sched.state import Verdict, sched, sched_log
@@ -134,6 +135,8 @@ def run_batch(seed: int, count: int):
             continue
         batch.done = batch.done + 1
         note_schedule()
+        if repeating.wanted != 0:
+            verdict = repeat_run(seed + i, verdict, batch.granules)
         if verdict != Verdict.FINISHED:
             batch.unjudged = 1
             return i

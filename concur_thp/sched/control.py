@@ -61,6 +61,18 @@ def can_run(number: int):
     return it.status == READY or (it.status == YIELDED and (called or sched.steps > it.since))
 
 
+@inline
+def count_steps(cpu: Cpu):
+    """Enter the points that this CPU has passed since it was asked last."""
+    me = sched_cpus[cpu.id]
+    ran = me.granted - cpu.budget
+    me.steps = me.steps + ran
+    sched.steps = sched.steps + ran
+    me.granted = cpu.budget
+    if ran > 0:
+        sched.idle = 0
+
+
 @kernel
 @quiet
 def decide(cpu: Cpu, reason: int):
@@ -70,12 +82,7 @@ def decide(cpu: Cpu, reason: int):
     Emulator: the scheduler of controlled runs.
     """
     me = sched_cpus[cpu.id]
-    ran = me.granted - cpu.budget
-    me.steps = me.steps + ran
-    sched.steps = sched.steps + ran
-    me.granted = cpu.budget
-    if ran > 0:
-        sched.idle = 0
+    count_steps(cpu)
     if sched.steps > sched.bound or sched.stretches >= MAX_STRETCHES - 1:  # What could not be replayed counts as endless.
         finish(cpu, Verdict.LIVELOCK)
         return 0
@@ -214,5 +221,5 @@ def finish(cpu: Cpu, verdict: int):
     switch_stack(int(sched_cpus[cpu.id]) + POINTER, sched.main)
 
 
-__all__ = ["MOST_IDLE", "NOBODY", "after", "can_run", "decide", "finish", "hand_over", "interrupted", "let_go", "log_stretch",
-           "other_interrupted", "pick", "prepare"]
+__all__ = ["MOST_IDLE", "NOBODY", "after", "can_run", "count_steps", "decide", "finish", "hand_over", "interrupted", "let_go",
+           "log_stretch", "other_interrupted", "pick", "prepare"]

@@ -15,7 +15,7 @@ from concur_thp.arch.linker import inline, kernel, quiet
 from concur_thp.arch.shared import SharedArray
 from concur_thp.arch.struct import I32, Struct, atomic, field
 from concur_thp.config import NR_CPUS
-from concur_thp.sched.control import decide, finish, log_stretch
+from concur_thp.sched.control import count_steps, decide, finish, log_stretch
 from concur_thp.sched.state import Reason, Status, Verdict, sched, sched_cpus
 
 COORDINATOR = NR_CPUS
@@ -138,11 +138,7 @@ def process_raised(cpu: Cpu):
     Context: user mode. Never returns: the process is killed.
     Emulator: a failed assertion.
     """
-    me = sched_cpus[cpu.id]
-    ran = me.granted - cpu.budget  # As decide() counts: the last stretch is part of the story.
-    me.steps = me.steps + ran
-    sched.steps = sched.steps + ran
-    me.granted = cpu.budget
+    count_steps(cpu)  # The last stretch is part of the story.
     finish(cpu, Verdict.RAISED)
 
 

@@ -11,6 +11,7 @@ from concur_thp.sched.control import NOBODY, can_run, finish
 from concur_thp.sched.state import MAX_STRETCHES, Reason, Status, Verdict, sched, sched_cpus, sched_plan
 
 FOREVER = 1 << 40
+CANNOT = -1
 
 
 @kernel
@@ -41,18 +42,18 @@ def replay_pick(cpu: int, reason: int):
             sched.grant = row.steps - passed if row.reason == Reason.PREEMPT else FOREVER
             return cpu  # Nobody else could go on when it was recorded either.
         if passed != row.steps or cpus[cpu].site != row.site or cpu != row.cpu:
-            return diverged(cpu)
+            return diverged(cpu, reason)
         if row.reason == Reason.END:
             return NOBODY
         if reason != row.reason:
-            return diverged(cpu)
+            return diverged(cpu, reason)
         sched.at = sched.at + 1
     if sched.at >= sched.expected:
-        return diverged(cpu)
+        return diverged(cpu, reason)
     row = sched_plan[sched.at]
     status = sched_cpus[row.cpu].status
     if status != Status.READY and status != Status.YIELDED:
-        return diverged(row.cpu)
+        return diverged(row.cpu, CANNOT)
     full = sched.at == MAX_STRETCHES - 1  # decide() ended it there: the log was full.
     sched.grant = row.steps if full or row.reason == Reason.PREEMPT else FOREVER
     return row.cpu
@@ -60,14 +61,16 @@ def replay_pick(cpu: int, reason: int):
 
 @kernel
 @quiet
-def diverged(cpu: int):
-    """Not what was recorded: the run ends here.
+def diverged(cpu: int, why: int):
+    """Not what was recorded: the run ends here. `why` the CPU stopped, or CANNOT go on.
 
     Context: as pick().
     Return: NOBODY, at the beginning of a run.
     Emulator: returns nowhere else.
     """
     sched.diverged = sched.steps
+    sched.diverged_cpu = cpu
+    sched.diverged_why = why
     sched.verdict = Verdict.DIVERGED
     if sched.current != NOBODY:  # Else no CPU has moved yet, and there is no stack to leave.
         finish(cpus[sched.current], Verdict.DIVERGED)

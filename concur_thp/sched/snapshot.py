@@ -48,10 +48,10 @@ class Snapshot:
         self.size = min((offset for name, (offset, _) in places.items() if name.startswith("sched")), default=size)
         self.granules = granules = self.size >> GRANULE_SHIFT
         self._copy = mmap.mmap(-1, self.size)
-        self._counted = mmap.mmap(-1, granules + 8)
+        self.counted = mmap.mmap(-1, granules + 8)
         self._before = mmap.mmap(-1, granules * 8)
         SEGMENT.set(base)
-        for word, memory in ((SNAPSHOT, self._copy), (COUNTED, self._counted), (BEFORE, self._before)):
+        for word, memory in ((SNAPSHOT, self._copy), (COUNTED, self.counted), (BEFORE, self._before)):
             word.set(address_of(memory))
         self._count(places)
 
@@ -59,7 +59,7 @@ class Snapshot:
         for name, (offset, size) in places.items():
             if name and name not in NOT_COUNTED and offset < self.size:
                 first, last = offset >> GRANULE_SHIFT, (offset + size + GRANULE - 1) >> GRANULE_SHIFT
-                self._counted[first:last] = b"\1" * (last - first)
+                self.counted[first:last] = b"\1" * (last - first)
 
     def take(self) -> None:
         """Keep the segment as it is now; runs start from here."""

@@ -91,6 +91,8 @@ class Sched(Struct, align=64):
     next_change = field(I32, "owner", "pct: first change point not yet reached")
     change = field(I64, "owner", "pct: steps at which the running CPU loses its priority", count=MAX_CHANGES)
     diverged = field(I64, "owner", "replay: step at which something else happened, -1")
+    diverged_cpu = field(I32, "owner", "replay: the CPU that did it, or that cannot go on")
+    diverged_why = field(I32, "owner", "replay: Reason why it stopped, -1 when it cannot go on")
     expected = field(I64, "const", "replay: rows of sched_plan")
     at = field(I64, "owner", "replay, dfs: next row of sched_plan")
     spent = field(I64, "owner", "dfs: preemptions of this run so far")

@@ -5,7 +5,7 @@ process runs controlled: everything that a CPU stops for. Each tells decide() wh
 from concur_thp.arch.cpu import Cpu, cpus
 from concur_thp.arch.futex import FutexWord
 from concur_thp.arch.linker import kernel, quiet
-from concur_thp.sched.control import decide, finish
+from concur_thp.sched.control import count_steps, decide, finish
 from concur_thp.sched.state import MAX_STEPS_LOGGED, Reason, Status, Verdict, sched, sched_cpus, sched_steps
 
 READY, BLOCKED, YIELDED = int(Status.READY), int(Status.BLOCKED), int(Status.YIELDED)
@@ -99,6 +99,7 @@ def control_park(cpu: Cpu):
     Context: as park_for_good().
     Emulator: the end of a run by bug().
     """
+    count_steps(cpu)  # The last stretch is part of the story.
     finish(cpu, Verdict.BUG)
 
 

@@ -18,15 +18,17 @@ from concur_thp.check.broken_rule import RACE, explain_bug
 from concur_thp.check.dump import report_text
 from concur_thp.check.lock_names import describe_wait, wait_cycle
 from concur_thp.config import MachineConfig
-from concur_thp.errors import Misuse
+from concur_thp.errors import EmulatorError, Misuse
 from concur_thp.machine import Machine
 from concur_thp.program.rows import CHECK, SETUP, run_program, run_rows
 from concur_thp.program.step import parse_program
 from concur_thp.sched.batch import MAX_KINDS, batch, state_is_good
 from concur_thp.sched.races import races, watch_access
+from concur_thp.sched.repeat import NOWHERE, repeating
 from concur_thp.sched.snapshot import SEGMENT
 from concur_thp.sched.state import MAX_STRETCHES, Status, Verdict, sched, sched_cpus, sched_log, sched_plan
 from concur_thp.trace.places import place_name
+from stress.exploring.divergence import describe_repetition, describe_replay
 from stress.exploring.job import KINDS, Failure, Job, Schedule, Stretch, Tally
 from stress.scenarios.arena import arena, arena_clear, arena_empty
 from stress.scenarios.play import Rounds, machine_config, prepare
@@ -57,6 +59,8 @@ class Cell:
             redirect(access_hook, watch_access)
         if job.checks:
             self.machine.listen_checks(job.checks)
+        if job.repeat:
+            self.controlled.repeat()
         self.before = [self._stat(kind) for kind in range(NR_VMSTAT)]
         self.controlled.keep()
         self.outcomes: list[str] = []
@@ -97,6 +101,7 @@ class Cell:
             ran = self.controlled.run(at, min(SLICE, first + schedules - at))
             at += ran
             if not self.controlled.complete:
+                self._same_again()
                 failure = self.judge()
                 at += 1
                 self.controlled.restore()
@@ -107,6 +112,12 @@ class Cell:
                 failure.seconds, failure.runs = time.monotonic() - began, tally.schedules
                 break
         return tally, failure
+
+    def _same_again(self) -> None:
+        """Did the last run's schedule bring the same about a second time, if it had to?"""
+        if repeating.wanted and repeating.diverged != NOWHERE:
+            raise EmulatorError(f"{self.job.scenario}, {self.job.strategy}, a schedule that does not repeat: "
+                                + describe_repetition(self.machine.config, self.controlled.snapshot, self.machine.places))
 
     def _count(self, tally: Tally, began: float) -> None:
         tally.schedules, tally.distinct, tally.cut = batch.done, batch.schedules, batch.cut
@@ -201,7 +212,7 @@ def describe_end(config: MachineConfig, verdict: Verdict) -> str:
         return f"nobody can go on{f' ({cycle})' if cycle else ''}: {waits}"
     if verdict == Verdict.LIVELOCK:
         return f"no end in sight after {min(sched.steps, sched.bound)} points: {waits}"
-    return f"diverged from what was recorded at step {sched.diverged}"
+    return describe_replay(config)
 
 
 def _race(config: MachineConfig) -> str:

@@ -10,10 +10,11 @@ import struct
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait as wait_any
 from typing import Any
 
+from loguru import logger
 from multiprocess import get_context
 
 from concur_thp.arch import native
@@ -133,8 +134,11 @@ class Explorer:
                         process.join()
                         return self._died(number, process.exitcode, words)
                     kind, value = message
+                    if kind == "broken":
+                        raise EmulatorError(value)
                     if kind == "error":
-                        raise EmulatorError(f"a cell failed: {value}")
+                        logger.error("a cell failed: {}", value)
+                        raise EmulatorError(f"a cell failed: {value.strip().splitlines()[-1]}")
                     tally, failure = value
                     self._tallies[number] = tally
                     if failure is not None:
@@ -180,7 +184,8 @@ class Explorer:
     def _autopsy(self, seed: int, longest: int) -> Failure | None:
         again = Repeat(seed, longest, seed - first_seed(self.job, 0) + 1 if self.job.strategy in ONE_CELL else 1)
         receiver, sender = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_autopsy, args=(self.job, self.variant, again, sender, os.getpid()), daemon=True)
+        arguments = (replace(self.job, repeat=False), self.variant, again, sender, os.getpid())
+        process = self._context.Process(target=_autopsy, args=arguments, daemon=True)
         process.start()
         sender.close()
         found = _receive(receiver) if receiver.poll(AUTOPSY_SECONDS) else None
@@ -236,6 +241,8 @@ def cell_life(explorer: Explorer, number: int, core: int, deadline: float, sende
                     sender.send(("tick", (tally, None)))
 
             sender.send(("done", cell.explore(first_seed(explorer.job, number), explorer.schedules, deadline, tick)))
+    except EmulatorError as error:
+        sender.send(("broken", str(error)))
     except BaseException:
         sender.send(("error", traceback.format_exc()))
     os._exit(0)

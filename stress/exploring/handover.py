@@ -26,8 +26,6 @@ from stress.exploring.token import Token
 from stress.scenarios.registry import scenario_named
 
 MOST_PAGES = 4
-ENDED = {Reason.PREEMPT: "is stopped", Reason.BLOCK: "waits", Reason.YIELD: "polls", Reason.DONE: "is done",
-         Reason.END: "is where the run ends", Reason.START: "starts"}
 
 
 @dataclass

@@ -41,6 +41,8 @@ class Job:
     build: str = "checked"
     races: bool = False
     """Watch plain fields for races by happens-before; needs the traced build."""
+    repeat: bool = False
+    """Run each schedule twice; it must bring about the same."""
     plan: Schedule = ()
     """For strategies replay and guided."""
 

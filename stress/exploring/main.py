@@ -108,7 +108,7 @@ def _shrunk(options: ExploreOptions, explored: Explored) -> Told:
     """Shrink the failure, and tell it."""
     failure = explored.failure
     assert failure is not None
-    job, small = shrink_in_a_fork(options.job, None, failure, options.shrink_seconds)
+    job, small = shrink_in_a_fork(replace(options.job, repeat=False), None, failure, options.shrink_seconds)
     explored.failure = small
     small.seconds, small.runs = failure.seconds, failure.runs
     return tell(Token.of(job, small), small)
@@ -139,6 +139,7 @@ def summary(job: Job, explored: Explored, seconds: float, token: Token | None) -
             "order": job.order, "seed": job.seed, "schedules": tally.schedules, "distinct": tally.distinct, "cut": tally.cut,
             "steps": tally.steps, "states": tally.states, "seconds": round(seconds, 3),
             "schedules_per_second": round(per_second), "exhausted": tally.exhausted, "outcomes": tally.outcomes,
+            "repeated": tally.schedules if job.repeat else 0,
             "bound": CLEAN_RUNS_BOUND / tally.schedules if tally.schedules and not failure else None,
             "token": str(token) if token else None, "violations": violations, "run_dir": None}
 

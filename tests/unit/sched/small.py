@@ -19,6 +19,7 @@ from concur_thp.arch.tlbflush import flush_tlb_mm_range, switch_mm
 from concur_thp.config import PAGE_SIZE
 from concur_thp.machine import Machine
 from concur_thp.sched.batch import TABLE, Number, batch, good_states, state_is_good
+from concur_thp.sched.repeat import NOWHERE, repeating
 from concur_thp.sched.snapshot import restore
 from concur_thp.sched.state import Verdict, sched
 from concur_thp.sync.lock_classes import FIRST_USER_CLASS
@@ -173,7 +174,7 @@ class Small:
     """A machine for small programs of `nr` CPUs."""
 
     def __init__(self, nr: int):
-        self.nr = nr
+        self.nr, self.repeats = nr, False
         self.controlled = Controlled(Machine.booted, nr, run_small)
 
     def load(self, *programs: Sequence[Do]) -> None:
@@ -200,6 +201,8 @@ class Small:
     def explore(self, strategy: str, depth: int = 1 << 30, most: int = 20_000) -> Found:
         """Run until the strategy is through, or `most` schedules."""
         self.controlled.choose(strategy, depth)
+        if self.repeats:
+            self.controlled.repeat()
         ends: set[End] = set()
         batch.done = batch.cut = batch.states = 0
         ctypes.memset(int(good_states[0]), 0, TABLE * Number.SIZE)
@@ -207,6 +210,7 @@ class Small:
         while batch.done < most and not self.controlled.exhausted:
             at += self.controlled.run(at, most - batch.done)
             if not self.controlled.complete:
+                assert not repeating.wanted or repeating.diverged == NOWHERE
                 ends.add(self.end())
                 at += 1
                 if sched.verdict == Verdict.FINISHED:
