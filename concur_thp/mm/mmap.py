@@ -18,6 +18,7 @@ from concur_thp.mm.flags import (
     MAP_ANONYMOUS,
     MAP_FIXED,
     MAP_GROWSDOWN,
+    MAP_NORESERVE,
     MAP_PRIVATE,
     MAP_SHARED,
     MAP_STACK,
@@ -25,6 +26,7 @@ from concur_thp.mm.flags import (
     PROT_READ,
     PROT_WRITE,
     VM_ACCESS,
+    VM_ACCOUNT,
     VM_GROWSDOWN,
     VM_LOCKED,
     VM_MAYEXEC,
@@ -32,6 +34,7 @@ from concur_thp.mm.flags import (
     VM_MAYSHARE,
     VM_MAYWRITE,
     VM_NOHUGEPAGE,
+    VM_NORESERVE,
     VM_READ,
     VM_SHARED,
     VM_WRITE,
@@ -47,7 +50,7 @@ from concur_thp.sync.rwsem import assert_held, assert_held_write, down_write, up
 from concur_thp.sync.spinlock import spin_lock, spin_unlock
 
 VM_MAYACCESS = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
-VM_DATA_DEFAULT_FLAGS = VM_READ | VM_WRITE | VM_MAYACCESS
+VM_DATA_DEFAULT_FLAGS = VM_READ | VM_WRITE | VM_MAYACCESS | VM_ACCOUNT
 STACK_GUARD_GAP = 256 * PAGE_SIZE
 """What a growing stack leaves free below it (stack_guard_gap)."""
 
@@ -62,7 +65,15 @@ def calc_vm_flags(prot: int, flags: int):
         vm_flags = vm_flags | VM_GROWSDOWN
     if flags & MAP_STACK != 0 and mmap_switches.map_stack_nohuge != 0:
         vm_flags = vm_flags | VM_NOHUGEPAGE
+    if flags & MAP_NORESERVE != 0:
+        vm_flags = vm_flags | VM_NORESERVE
     return vm_flags
+
+
+@inline
+def accountable_mapping(vm_flags: int):
+    """Does the mapping count as memory that was promised? Nothing is counted here, but only what does merges with its like."""
+    return vm_flags & (VM_NORESERVE | VM_SHARED | VM_WRITE) == VM_WRITE
 
 
 @inline
@@ -144,6 +155,8 @@ def mmap_region(cpu: Cpu, mm: Mm, addr: int, length: int, vm_flags: int, file: i
     """
     if do_munmap(cpu, mm, addr, length) != 0:
         return -ENOMEM
+    if accountable_mapping(vm_flags):
+        vm_flags = vm_flags | VM_ACCOUNT
     if vma_merge(cpu, mm, vma_before(mm, addr), addr, addr + length, vm_flags, 0, file, pgoff):
         return addr
     if file == 0 and vm_flags & VM_SHARED != 0:  # shmem_zero_setup

@@ -7,7 +7,17 @@ from concur_thp.arch.tlbflush import flush_tlb_mm_range
 from concur_thp.config import HPAGE_PMD_NR, HPAGE_PMD_SIZE, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 from concur_thp.mm.do_mlock import populate_vma_page_range
 from concur_thp.mm.errno import EACCES, EINVAL, ENOMEM
-from concur_thp.mm.flags import PROT_EXEC, PROT_READ, PROT_WRITE, VM_ACCESS, VM_LOCKED, VM_SHARED, VM_WRITE
+from concur_thp.mm.flags import (
+    PROT_EXEC,
+    PROT_READ,
+    PROT_WRITE,
+    VM_ACCESS,
+    VM_ACCOUNT,
+    VM_LOCKED,
+    VM_NORESERVE,
+    VM_SHARED,
+    VM_WRITE,
+)
 from concur_thp.mm.huge_entry import PROTECTION
 from concur_thp.mm.huge_memory import __split_huge_pmd, change_huge_pmd
 from concur_thp.mm.huge_split_pmd import split_if_unaware
@@ -135,13 +145,15 @@ def mprotect_fixup(cpu: Cpu, vma: Vma, prev: Vma, start: int, end: int, newflags
     Context: mmap_sem write. `prev` is the vma before `start`, which may be `vma` itself.
     Return: 0 with the vma that has the range now in cpu.scratch[0]; -ENOMEM.
     Linux: mm/mprotect.c mprotect_fixup
-    Differs: no accounting of memory that becomes private.
+    Differs: memory that becomes writable is marked as accounted (which vmas merge depends on it), but nothing counts it.
     """
     mm = mms[vma.vm_mm]
     cpu.scratch[0] = int(vma)
     oldflags = vma.vm_flags
     if newflags == oldflags:
         return 0
+    if newflags & VM_WRITE != 0 and oldflags & (VM_ACCOUNT | VM_WRITE | VM_SHARED | VM_NORESERVE) == 0:
+        newflags = newflags | VM_ACCOUNT
     pgoff = vma.vm_pgoff + ((start - vma.vm_start) >> PAGE_SHIFT)
     merged = vma_merge(cpu, mm, prev, start, end, newflags, vma.anon_vma, vma.vm_file, pgoff)
     if merged:

@@ -5,50 +5,15 @@ this step; with `lasts` IN_BLOCK also from it on, in the blocks that it is about
 Everything else is compared. Where a `reason` names a commit, its message was looked up, or "not confirmed" stands behind it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
-from stress.compare.doubts import Place, blocks_of, whole_blocks
-from stress.compare.observed import Run, Seen
-from stress.compare.steps import BLOCK, BLOCKS, Program, Step
+from stress.compare.doubts import Place, blocks_of
+from stress.compare.mappings import copied_otherwise, huge_across, not_merged, unaccounted
+from stress.compare.situation import Situation
+from stress.compare.steps import BLOCK
 
 IN_BLOCK, IN_PROGRAM = "block", "program"
-
-
-class Situation(NamedTuple):
-    """Where a program is."""
-
-    program: Program
-    at: int
-    emulator: Run
-    kernel: Run
-
-    @property
-    def step(self) -> Step:
-        return self.program[self.at]
-
-    @property
-    def ours(self) -> Seen:
-        return self.emulator[self.at]
-
-    @property
-    def theirs(self) -> Seen:
-        return self.kernel[self.at]
-
-    @property
-    def before(self) -> str:
-        """The blocks of the task before its step."""
-        return self.emulator[self.at - 1].blocks.get(self.step.task, "." * BLOCKS) if self.at else "." * BLOCKS
-
-    def whole_blocks(self) -> Iterator[int]:
-        """Blocks that lie in the step's range as a whole."""
-        return iter(whole_blocks(self.step.page, self.step.end))
-
-    def changed(self, was: str, now: str) -> list[Place]:
-        """Blocks of all tasks whose letter was one of `was` before the step and is one of `now` behind it."""
-        previous = self.emulator[self.at - 1].blocks if self.at else {}
-        return [(task, block) for task, blocks in self.ours.blocks.items() if task in previous
-                for block, pair in enumerate(zip(previous[task], blocks, strict=True)) if pair[0] in was and pair[1] in now]
 
 
 class Difference(NamedTuple):
@@ -68,7 +33,7 @@ class Difference(NamedTuple):
 SIZES = ("AnonHugePages", "Rss", "Shared", "Private", "places")
 COUNTERS = ("F", "S", "P", "D", "failed")
 ALL_BUT_DATA = (*SIZES, *COUNTERS)
-EVERYTHING = ("result", "data", *ALL_BUT_DATA)
+EVERYTHING = ("result", "data", "mappings", *ALL_BUT_DATA)
 MAPPED = "Hts"
 EFAULT = -14
 
@@ -128,8 +93,13 @@ def _pages_split(s: Situation) -> list[Place]:
 
 def _free_of_shared_thp(s: Situation) -> bool:
     """MADV_FREE split a huge page that others map in part, for a page that they do not map."""
-    split = any(s.ours.counter(name) > s.theirs.counter(name) for name in ("thp_split_page", "thp_split_pmd"))
-    return s.step.op == "free" and split and (len(s.ours.looks) > 1 or _had_three(s))
+    return _free_of_owned(s, "thp_split_page", "thp_split_pmd")
+
+
+def _free_of_owned(s: Situation, *counters: str) -> bool:
+    """MADV_FREE in a huge page that others may have had a part of: ours did more."""
+    more = any(s.ours.counter(name) > s.theirs.counter(name) for name in counters)
+    return s.step.op == "free" and more and (len(s.ours.looks) > 1 or _had_three(s))
 
 
 def _huge_zero_forbidden(s: Situation) -> bool:
@@ -155,9 +125,13 @@ def _empty_table_used(s: Situation) -> bool:
 
 def _collapse_by_other_rules(s: Situation) -> bool:
     """They did not do the same, and the range was not one that both have to collapse."""
+    if s.step.op != "collapse" or all(s.before[block] in "s." for block in s.whole_blocks()):
+        return False
     same = s.ours.counter("thp_collapse_alloc") == s.theirs.counter("thp_collapse_alloc")
-    same = same and (s.ours.result == 0) == (s.theirs.result == 0)  # v4.20 allocates first, and may still give up.
-    return s.step.op == "collapse" and not same and any(s.before[block] not in "s." for block in s.whole_blocks())
+    # v4.20 allocates first, and may still give up; and a range may be refused for what else lies in it.
+    same = same and (s.ours.result == 0) == (s.theirs.result == 0)
+    same = same and s.ours.looks[s.step.task].anon_huge == s.theirs.looks[s.step.task].anon_huge
+    return not same
 
 
 def _collapse_error(s: Situation) -> bool:
@@ -178,11 +152,13 @@ DIFFERENCES: tuple[Difference, ...] = (
     Difference("K6", "a huge page that loses all its mappings at once is queued for a deferred split, and counted",
                "v4.20 page_remove_rmap() queues whatever is unmapped; since f1fe80d4ae33 (\"mm, thp: do not queue fully"
                " unmapped pages for deferred split\", v5.5 by its date) only what stays mapped in part; of pages mapped by"
-               " tables since rmap goes in batches (measured; v6.9 not confirmed): rows 2, 5, 9",
+               " tables since b06dc281aa99 (\"mm/rmap: introduce folio_remove_rmap_[pte|ptes|pmd]()\", v6.8) removes them in"
+               " batches, and 7491f3f34891 (\"mm/rmap: do not add fully unmapped large folio to deferred split list\", v6.10)",
                _all_unmapped, ("D",)),
     Difference("K7", "a split queues the very page it splits",
-               "v4.20 try_to_unmap_one() goes through page_remove_rmap(), which queues; later kernels do not count"
-               " splits and migrations: measured on 6.18 (semantics 6.1, row 27); the commit: not confirmed",
+               "v4.20 __split_huge_pmd_locked() with freeze calls page_remove_rmap() for each small page, and each queues; now"
+               " folio_remove_rmap_pmd() takes the pmd's away at once, mm/huge_memory.c since 91b2978a3480 (\"mm/huge_memory:"
+               " batch rmap operations in __split_huge_pmd_locked()\", v6.8; measured on 6.18: row 27)",
                _split_page, ("D",)),
     Difference("cow", "a write to a shared huge page copies all of it; now its pmd is split and one page is copied",
                "commit 3917c80280c9 \"thp: change CoW semantics for anon-THP\" (v5.8 by its date), do_huge_pmd_wp_page():"
@@ -204,6 +180,9 @@ DIFFERENCES: tuple[Difference, ...] = (
                " ask of the whole folio, folio_maybe_mapped_shared() since v6.15 (003fde4492c8 \"mm: convert"
                " folio_likely_mapped_shared() to folio_maybe_mapped_shared()\"). Which version asked first: not confirmed",
                _free_of_shared_thp, ALL_BUT_DATA, lasts=IN_BLOCK),
+    Difference("free-failed", "the same, of a page that is pinned: v4.20 tries to split it, and counts that it failed",
+               "thp_split_page_failed is counted by split_huge_page_to_list(), which now is not called: see free-shared",
+               lambda s: _free_of_owned(s, "thp_split_page_failed"), ("failed",)),
     Difference("huge-zero", "a write to the huge zero page makes a huge page, whatever MADV_NOHUGEPAGE has said since",
                "v4.20 do_huge_pmd_wp_page() asks transparent_hugepage_enabled(vma) and else splits the pmd; since 1ced09e0331f"
                " (\"mm: allocate THP on hugezeropage wp-fault\", v6.13 by its date) do_huge_zero_wp_pmd() does not ask",
@@ -236,4 +215,21 @@ DIFFERENCES: tuple[Difference, ...] = (
                " first, and moves several at once (d23cb648e365 \"mm/mremap: permit mremap() move of multiple VMAs\", v6.17 by"
                " its date). From there on the programs differ",
                _mremap_refused, EVERYTHING, lasts=IN_PROGRAM),
+    Difference("anon-merge", "two vmas become one although only one of them has an anon_vma: v4.20 left them two",
+               "v4.20 is_mergeable_anon_vma() wants list_is_singular() of the vma that stays, and an empty list is not; since"
+               " 879bca0a2c4f (\"mm/vma: fix incorrectly disallowed anonymous VMA merges\", v6.16) only a vma with parents is"
+               " refused: mm/vma.c is_mergeable_anon_vma()",
+               lambda s: bool(not_merged(s)), ("mappings",), lasts=IN_BLOCK, where=not_merged),
+    Difference("unaccounted", "memory that was writable and never written merges with what never was; or no more with what was",
+               "v4.20 mprotect_fixup() keeps VM_ACCOUNT when it takes VM_WRITE away; since \"mm/mprotect: allow unfaulted VMAs"
+               " to be unaccounted on mprotect()\" (October 2023; v6.7 by its date) it goes where there is no anon_vma",
+               lambda s: bool(unaccounted(s)), ("mappings",), lasts=IN_BLOCK, where=unaccounted),
+    Difference("vma-fork", "fork copies the tables of a vma that is two on the other side",
+               "copy_page_range() passes over a vma without anon_vma (vma_needs_copy() today): zero pages and empty tables of"
+               " one that was merged with one that has some are copied; see anon-merge and unaccounted",
+               lambda s: bool(copied_otherwise(s)), ALL_BUT_DATA, lasts=IN_BLOCK, where=copied_otherwise),
+    Difference("vma-huge", "a huge page where the other side has two vmas, which it would have to lie across",
+               "v4.20 transhuge_vma_suitable() (thp_vma_suitable_order() today): a huge page lies in one vma; see anon-merge"
+               " and unaccounted",
+               lambda s: bool(huge_across(s)), ALL_BUT_DATA, lasts=IN_BLOCK, where=huge_across),
 )

@@ -45,7 +45,22 @@ from concur_thp.mm.thp_sysfs import set_switch
 from concur_thp.mm.vma_prot import mmap_switches
 from concur_thp.mm.vmstat import Stat
 from stress.compare.access import compare_collapse, compare_load, compare_pin, compare_remote, compare_store
-from stress.compare.look import EMPTY, HUGE, NO_HUGE, PLAIN, PRESENT, SHARED, TABLE, ZERO, compare_look, looked_at
+from stress.compare.look import (
+    ANON,
+    EMPTY,
+    FIRST,
+    HUGE,
+    MAPPED,
+    NO_HUGE,
+    PLAIN,
+    PRESENT,
+    PROMISED,
+    SHARED,
+    TABLE,
+    ZERO,
+    compare_look,
+    looked_at,
+)
 from stress.compare.observed import LOOKED_AT, Block, Look, Seen
 from stress.compare.steps import ARENA, ARENA_PAGES, BLOCK, BLOCKS, PAGE, WORDS, Program, Step, value_of, word_of
 
@@ -94,11 +109,12 @@ class Calls:
         moved = self.vmstat - before
         counters = tuple(int(moved[Stat[name]]) for name in LOOKED_AT)
         events = {name: int(moved[Stat[name]]) for name in EVENTS} | {"empty": 0, "pins": sum(map(len, self.pins.values()))}
-        looks, blocks = {}, {}
+        looks, blocks, vmas = {}, {}, {}
         for task, mm in self.tasks.items():
             looks[task], blocks[task] = self.look(mm, detail)
             events["empty"] += int(np.count_nonzero(self.rows["state"] & EMPTY))
-        return Seen(result, counters, looks, events, blocks)
+            vmas[task] = _vma_kinds(self.rows["state"])
+        return Seen(result, counters, looks, events, blocks, vmas)
 
     def perform(self, step: Step, index: int) -> int:
         """One step; 0, a number of pages or a negative error."""
@@ -201,7 +217,7 @@ class Calls:
                              zlib.crc32(places[i * BLOCK : (i + 1) * BLOCK])) for i in range(BLOCKS))
         look = Look(int(huge.sum()), int(rss.sum()), int(shared.sum()), int(rss.sum() - shared.sum()),
                     int(np.count_nonzero(there)), zlib.crc32(places), zlib.crc32(words), blocks,
-                    (places, words) if detail else (b"", b""))
+                    _mappings(state), (places, words) if detail else (b"", b""))
         return look, "".join(self._kind(block) for block in state.reshape(BLOCKS, BLOCK))
 
     @staticmethod
@@ -216,3 +232,14 @@ class Calls:
             return "s"
         return "t" if (states & PRESENT).any() else "e"
 
+
+def _mappings(state: Any) -> tuple[tuple[int, int], ...]:
+    """First page and end of each vma."""
+    mapped, first = state & MAPPED != 0, state & FIRST != 0
+    last = mapped & np.append(~mapped[1:] | first[1:], True)
+    return tuple(zip(np.flatnonzero(first).tolist(), (np.flatnonzero(last) + 1).tolist(), strict=True))
+
+
+def _vma_kinds(state: Any) -> tuple[str, ...]:
+    """Letters for each vma."""
+    return tuple(("a" if one & ANON else "") + ("p" if one & PROMISED else "") for one in state[state & FIRST != 0].tolist())

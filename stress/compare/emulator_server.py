@@ -54,5 +54,6 @@ def _violations(machine: Machine) -> str:
 
 
 def _plain(seen: Run) -> list[object]:
-    return [(one.result, one.counters, {task: plain(look) for task, look in one.looks.items()}, one.events, one.blocks)
+    return [(one.result, one.counters, {task: plain(look) for task, look in one.looks.items()}, one.events, one.blocks,
+             one.vmas)
             for one in seen]

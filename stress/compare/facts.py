@@ -5,18 +5,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from stress.compare.differences import DIFFERENCES, IN_BLOCK, IN_PROGRAM, Situation
+from stress.compare.differences import DIFFERENCES, IN_BLOCK, IN_PROGRAM
 from stress.compare.doubts import Doubts, Place
+from stress.compare.mappings import in_block
 from stress.compare.observed import UNKNOWN, Look, Run, Seen
+from stress.compare.situation import Situation
 from stress.compare.steps import BLOCKS, Program
 
 COUNTER_KINDS = {"F": "thp_fault_alloc", "S": "thp_split_pmd", "P": "thp_split_page", "D": "thp_deferred_split_page",
                  "failed": "thp_split_page_failed"}
 LOOK_KINDS = {"AnonHugePages": "anon_huge", "Rss": "rss", "Shared": "shared", "Private": "private", "places": "places",
-              "data": "data"}
+              "data": "data", "mappings": "mappings"}
 KINDS = ("result", *LOOK_KINDS, *COUNTER_KINDS)
-LETTERS = {"A": ("AnonHugePages", "Rss", "places"), "X": ("data", "result"), **{name: (name,) for name in COUNTER_KINDS},
-           "M": ("Shared", "Private")}
+LETTERS = {"A": ("AnonHugePages", "Rss", "places"), "X": ("data", "result", "mappings"),
+           **{name: (name,) for name in COUNTER_KINDS}, "M": ("Shared", "Private")}
 """Column "cmp" of the table in semantics 6; M, Shared and Private, is ours."""
 
 
@@ -123,7 +125,10 @@ def _of_task(index: int, task: int, mine: Look | None, theirs: Look | None,
             yield whole, {} if reason is None else {kind: reason}
             continue
         for block, (ours, other) in enumerate(zip(mine.blocks, theirs.blocks, strict=True)):
-            if ours.rss or other.rss or ours.places != other.places:
+            if kind == "mappings":
+                parts = in_block(mine.mappings, block), in_block(theirs.mappings, block)
+                yield Fact(index, kind, task, *parts, block), by_block[block]
+            elif ours.rss or other.rss or ours.places != other.places:
                 doubted = {kind: reason} if getattr(other, name) == UNKNOWN else by_block[block]
                 yield Fact(index, kind, task, getattr(ours, name), getattr(other, name), block), doubted
 

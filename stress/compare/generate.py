@@ -37,22 +37,44 @@ class Drawn(NamedTuple):
     grow: int
 
 
-def _ranges() -> st.SearchStrategy[tuple[int, int]]:
-    """First page and number of pages: whole blocks, single pages, parts, and what lies across."""
-    page = st.one_of(st.sampled_from([0, 1, 7, 255, 256, 510, 511]), st.integers(0, BLOCK - 1))
-    block = st.sampled_from([0, 0, 0, 1, 1, 2, 3])
-    first = st.builds(lambda b, p: b * BLOCK + p, block, page)
-    whole = st.builds(lambda b, n: (b * BLOCK, min(n, BLOCKS - b) * BLOCK), block, st.integers(1, 2))
-    single = first.map(lambda p: (p, 1))
-    part = st.builds(lambda p, n: (p, min(n, ARENA_PAGES - p)), first, st.integers(1, 2 * BLOCK))
-    return st.one_of(single, whole, part)
+FIRST_PAGES = [page for _ in range(73) for page in (0, 1, 7, 255, 256, 510, 511)] + [0] + list(range(BLOCK))
+"""Where in a block a range begins: half of them near a border."""
+FIRST_BLOCKS = (0, 0, 0, 1, 1, 2, 3)
+SINGLE, WHOLE, PART = range(3)
+PROTS = (1, 3, 3, 0)
+PLACES = (2 * BLOCK, 3 * BLOCK, BLOCK, 0)
+GROWS = (0, 0, 0, -1, -100, 1, 100)
+
+
+def _range(kind: int, block: int, page: int, count: int) -> tuple[int, int]:
+    """First page and number of pages: single pages, whole blocks, parts and what lies across."""
+    if kind == WHOLE:
+        return block * BLOCK, min(1 + count % 2, BLOCKS - block) * BLOCK
+    first = block * BLOCK + page
+    return first, 1 if kind == SINGLE else min(count + 1, ARENA_PAGES - first)
+
+
+def _place(number: int) -> int:
+    """Where to move to: nowhere (-1), the beginning of a block, any page."""
+    return (-1, PLACES[number % len(PLACES)], number % ARENA_PAGES)[number // ARENA_PAGES]
 
 
 def _steps(without: frozenset[str]) -> st.SearchStrategy[Drawn]:
+    """Each from four numbers: drawing is what a run spends most of its time on."""
     ops = [op for op, weight in WEIGHTS.items() if op not in without for _ in range(weight)]
-    to = st.one_of(st.none(), st.sampled_from([2 * BLOCK, 3 * BLOCK, BLOCK, 0]), st.integers(0, ARENA_PAGES - 1))
-    return st.builds(Drawn, st.sampled_from(ops), _ranges(), st.integers(0, TASKS - 1), st.sampled_from([1, 3, 3, 0]),
-                     to.map(lambda page: -1 if page is None else page), st.sampled_from([0, 0, 0, -1, -100, 1, 100]))
+    sizes = (len(ops) * TASKS * len(PROTS), 3 * len(FIRST_BLOCKS) * len(FIRST_PAGES), 2 * BLOCK,
+             3 * ARENA_PAGES * len(GROWS))
+
+    def step(numbers: tuple[int, ...]) -> Drawn:
+        who, prot = divmod(numbers[0], len(PROTS))
+        op, task = divmod(who, TASKS)
+        place, page = divmod(numbers[1], len(FIRST_PAGES))
+        block, kind = divmod(place, 3)
+        to, grow = divmod(numbers[3], len(GROWS))
+        extent = _range(kind, FIRST_BLOCKS[block], FIRST_PAGES[page], numbers[2])
+        return Drawn(ops[op], extent, task, PROTS[prot], _place(to), GROWS[grow])
+
+    return st.tuples(*(st.integers(0, size - 1) for size in sizes)).map(step)
 
 
 def settle(opening: Program, drawn: Iterable[Drawn]) -> Program:

@@ -173,7 +173,7 @@ class Calls:
 
     def look(self, detail: bool) -> Look:
         """The arena of this task, without touching what is not there."""
-        figures, unreadable = self._smaps()
+        figures, mappings, unreadable = self._smaps()
         places, blocks = pagemap.look(self.pagemap)
         readable = bytearray(places)
         for first, end in unreadable:
@@ -183,18 +183,19 @@ class Calls:
         private = figures.get(b"Private_Clean", 0) + figures.get(b"Private_Dirty", 0)
         blocks = pagemap.settle(blocks, shared, private)
         return Look(figures.get(b"AnonHugePages", 0), figures.get(b"Rss", 0), shared, private, places.count(1),
-                    zlib.crc32(places), zlib.crc32(words), blocks, (places, words) if detail else (b"", b""))
+                    zlib.crc32(places), zlib.crc32(words), blocks, mappings, (places, words) if detail else (b"", b""))
 
-    def _smaps(self) -> tuple[dict[bytes, int], list[tuple[int, int]]]:
-        """Sums over the arena's mappings, and those that may not be read, as page numbers."""
+    def _smaps(self) -> tuple[dict[bytes, int], tuple[tuple[int, int], ...], list[tuple[int, int]]]:
+        """Sums over the arena's mappings, the mappings, and those that may not be read, as page numbers."""
         sums: dict[bytes, int] = {}
-        unreadable = []
+        mappings, unreadable = [], []
         for start, end, readable, text in self._mappings():
+            mappings.append(((start - ARENA) // PAGE, (end - ARENA) // PAGE))
             if not readable:
-                unreadable.append(((start - ARENA) // PAGE, (end - ARENA) // PAGE))
+                unreadable.append(mappings[-1])
             for name, figure in _FIGURE.findall(text):
                 sums[name] = sums.get(name, 0) + int(figure)
-        return sums, unreadable
+        return sums, tuple(mappings), unreadable
 
     def _mappings(self) -> Iterator[tuple[int, int, bool, bytes]]:
         """The arena's mappings, from the first few reads of smaps: they come in the order of their addresses."""

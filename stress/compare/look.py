@@ -5,10 +5,10 @@ from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.shared import SharedArray
 from concur_thp.arch.struct import I32, I64, Struct, field
 from concur_thp.config import FRAME_WORDS, HPAGE_PMD_NR, PAGE_SHIFT, PAGE_SIZE
-from concur_thp.mm.flags import VM_ACCESS
+from concur_thp.mm.flags import VM_ACCESS, VM_ACCOUNT, VM_WRITE
 from concur_thp.mm.huge_zero import is_huge_zero_pfn
 from concur_thp.mm.mapcount import page_mapcount
-from concur_thp.mm.mm_types import Entry, Mm, frames, mem_map, pgdat
+from concur_thp.mm.mm_types import Entry, Mm, Vma, frames, mem_map, pgdat
 from concur_thp.mm.page_flags import PageCompound, compound_head
 from concur_thp.mm.page_ref import page_ref_count
 from concur_thp.mm.pgtable import (
@@ -26,6 +26,7 @@ from concur_thp.mm.vma_tree import find_vma
 from stress.compare.steps import ARENA_PAGES
 
 PRESENT, ZERO, HUGE, SHARED, UNREADABLE, TABLE, PLAIN, EMPTY, NO_HUGE = 1, 2, 4, 8, 16, 32, 64, 128, 256
+MAPPED, FIRST, ANON, PROMISED = 512, 1024, 2048, 4096
 
 
 class LookedAt(Struct, size=80):
@@ -33,7 +34,8 @@ class LookedAt(Struct, size=80):
 
     state = field(I32, "cpu", "PRESENT, ZERO (a zero page: not in rss), HUGE (by its pmd), SHARED, UNREADABLE, TABLE, "
                   "PLAIN (writable, young, no part of a huge page), EMPTY (not a zero page, but all words 0), "
-                  "NO_HUGE (its vma may have no huge page)")
+                  "NO_HUGE (its vma may have no huge page), MAPPED (in a vma), FIRST (a vma's first), "
+                  "ANON (its vma has an anon_vma), PROMISED (its vma is accounted for and not writable)")
     word = field(I64, "cpu", "its words, when it is there and may be read", count=FRAME_WORDS)
 
 
@@ -61,6 +63,13 @@ def entry_state(entry: int, addr: int):
     return (pfn << 8) | page_state(pfn, huge) | (HUGE if huge else 0)
 
 
+@inline
+def vma_state(vma: Vma):
+    """Of all pages of a vma."""
+    promised = vma.vm_flags & (VM_ACCOUNT | VM_WRITE) == VM_ACCOUNT
+    return (ANON if vma.anon_vma else 0) | (PROMISED if promised else 0)
+
+
 @kernel
 def compare_look(cpu: Cpu, mm: Mm, start: int):
     """Look at every page of the arena that begins at `start`, without touching any.
@@ -80,10 +89,11 @@ def compare_look(cpu: Cpu, mm: Mm, start: int):
         at = Entry(0)
         if vma and addr >= vma.vm_start:
             at = mm_pmd(mm, addr)
+            row.state = MAPPED | vma_state(vma) | (FIRST if vma.vm_start == addr else 0)
         entry = at.val.load() if at else 0
         table = pmd_table(entry)
         if table:
-            row.state = TABLE
+            row.state = row.state | TABLE
             entry = pte_offset(entry, addr).val.load()
         if (table and pte_present(entry)) or (not table and pmd_trans_huge(entry)):
             found = entry_state(entry, addr)

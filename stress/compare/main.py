@@ -24,7 +24,7 @@ from stress.compare.rows import ROWS, Row
 from stress.compare.search import Search
 from stress.compare.sides import EmulatorSide, KernelSide
 from stress.compare.steps import BLOCK, Program, parse
-from stress.compare.switches import Switches
+from stress.compare.switches import Busy, Switches
 
 AGREE, DIFFER, NOT_HERE = 0, 1, 4
 STATUS = {"agree": AGREE, "differ": DIFFER, "not possible here": NOT_HERE}
@@ -60,16 +60,32 @@ def run_compare(options: CompareOptions) -> int:
     given = [_parse(text) for text in options.program]
     lacks = missing()
     if lacks:
-        write_json(options.json, {"verdict": "not possible here", "missing": lacks})
-        for line in lacks:
-            print(f"concur-thp: compare is not possible here: {line}", file=sys.stderr)
-        return NOT_HERE
-    started = time.monotonic()
+        return _not_here(options, lacks)
     out = console(options.quiet)
     with compile_progress(out) as progress:
         _link(progress)
+    try:
+        data, result = _run(options, given, out)
+    except Busy as busy:
+        return _not_here(options, [str(busy)])
+    write_json(options.json, data)
+    _say(result_console(options.quiet, options.json), data, result)
+    return STATUS[data["verdict"]]
+
+
+def _not_here(options: CompareOptions, why: list[str]) -> int:
+    write_json(options.json, {"verdict": "not possible here", "missing": why})
+    for line in why:
+        print(f"concur-thp: compare is not possible here: {line}", file=sys.stderr)
+    return NOT_HERE
+
+
+def _run(options: CompareOptions, given: list[Program], out: Console) -> tuple[dict[str, Any], Result]:
+    """All that was asked for, with the kernel's switches as they have to be."""
+    started = time.monotonic()
     result = Result()
-    with Switches() as switches, Judge(EmulatorSide(forget=switches.close_inherited), KernelSide()) as judge:
+    switches = Switches(wait=lambda: out.print("waiting for another comparison to end: it has the kernel's switches"))
+    with switches, Judge(EmulatorSide(forget=switches.close_inherited), KernelSide()) as judge:
         judge.start()
         cannot = lacking()
         if given:
@@ -79,10 +95,7 @@ def run_compare(options: CompareOptions) -> int:
             for row in ROWS:
                 _row(judge, result, row, cannot)
             _random(judge, result, options, frozenset(cannot), out)
-        data = _data(options, judge, result, cannot, time.monotonic() - started)
-    write_json(options.json, data)
-    _say(result_console(options.quiet, options.json), data, result)
-    return STATUS[data["verdict"]]
+        return _data(options, judge, result, cannot, time.monotonic() - started), result
 
 
 def _parse(text: str) -> Program:

@@ -12,6 +12,9 @@ BLOCK_KINDS = {".": "nothing", "H": "a huge page", "Z": "the huge zero page",
                "s": "a table full of small pages that v4.20 would collapse", "e": "an empty table"}
 
 
+VMA_KINDS = {"a": "it has an anon_vma", "p": "it was writable once, is not now, and stays accounted for (VM_ACCOUNT)"}
+
+
 UNKNOWN = -1
 """What cannot be told of a block."""
 
@@ -41,6 +44,8 @@ class Look(NamedTuple):
     """Checksum of every page's words: 0 where a load would find 0, or may not load."""
     blocks: tuple[Block, ...] = ()
     """The same by block, from pagemap; empty where the kernel has no PAGEMAP_SCAN (before v6.7)."""
+    mappings: tuple[tuple[int, int], ...] = ()
+    """First page and end of each vma, by address."""
     detail: tuple[bytes, bytes] = (b"", b"")
     """With details: a byte a page (1: there), and all words."""
 
@@ -58,6 +63,8 @@ class Seen(NamedTuple):
     """The emulator's only: more counters that moved; the conditions of DIFFERENCES look at them."""
     blocks: dict[int, str] = {}
     """The emulator's only, by task: a letter for each block of the arena, see BLOCK_KINDS."""
+    vmas: dict[int, tuple[str, ...]] = {}
+    """The emulator's only, by task: letters for each of its mappings, see VMA_KINDS."""
 
     def counter(self, name: str) -> int:
         return self.counters[LOOKED_AT.index(name)]

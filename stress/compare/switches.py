@@ -8,11 +8,13 @@ taken. Its lock on khugepaged's own file keeps two runs from restoring each othe
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from concur_thp.errors import EmulatorError
+from stress.compare.watchdog import chosen, enough
 
 THP = Path("/sys/kernel/mm/transparent_hugepage")
 LOCK = THP / "khugepaged/scan_sleep_millisecs"
@@ -27,43 +29,48 @@ SMALL_SIZES = "hugepages-*kB/enabled"
 """Of every other size: never, so that 2M is the only one (6.1)."""
 
 
-def chosen(text: str) -> str:
-    """The value of a switch's text: the word in brackets, or the number."""
-    return text.partition("[")[2].partition("]")[0] if "[" in text else text.strip()
+def wanted(root: Path = THP) -> dict[str, str]:
+    """Switches that this kernel has, and what they have to be during a run."""
+    small = {str(path.relative_to(root)): "never" for path in root.glob(SMALL_SIZES)}
+    return small | {name: value for name, value in WANTED.items() if (root / name).exists()}
 
 
 def changes(root: Path = THP) -> dict[str, str]:
-    """Which files have to be written for a run, and what."""
-    wanted = {str(path.relative_to(root)): "never" for path in root.glob(SMALL_SIZES)}
-    wanted |= {name: value for name, value in WANTED.items() if (root / name).exists()}
-    return {name: value for name, value in wanted.items() if not _is(chosen((root / name).read_text()), value)}
+    """Which of them would have to be written now."""
+    return {name: value for name, value in wanted(root).items() if not enough(chosen((root / name).read_text()), value)}
 
 
-def _is(present: str, wanted: str) -> bool:
-    if wanted.isdigit() and present.isdigit() and int(wanted) > 1:
-        return int(present) >= int(wanted)
-    return present == wanted
+class Busy(Exception):
+    """Another run has the switches, and keeps them."""
+
+
+BUSY = 4
+"""The watchdog's exit status then."""
+WATCHDOG = (str(Path(__file__).with_name("watchdog.py")),)
 
 
 class Switches:
-    """`with Switches(): ...` runs with the switches as WANTED."""
+    """`with Switches(): ...` runs with the switches as WANTED. `wait` is told when another run has to end first."""
 
-    def __init__(self, root: Path = THP):
-        self.root = root
+    def __init__(self, root: Path = THP, wait: Callable[[], None] = lambda: None):
+        self.root, self.wait = root, wait
         self.process: subprocess.Popen[bytes] | None = None
-        self.changed: dict[str, str] = {}
 
     def __enter__(self) -> Self:
-        watchdog = Path(__file__).with_name("watchdog.py")
-        command = [sys.executable, "-I", "-S", str(watchdog), str(self.root), str(LOCK.relative_to(THP))]
-        self.changed = changes(self.root)
-        for name, value in self.changed.items():
+        command = [sys.executable, "-I", "-S", *WATCHDOG, str(self.root), str(LOCK.relative_to(THP))]
+        for name, value in wanted(self.root).items():  # All: another run may have them set now and restore them yet.
             command += [name, value]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                         start_new_session=True)
         assert self.process.stdout is not None
-        if self.process.stdout.readline() != b"ready\n":
+        said_first = self.process.stdout.readline()
+        if said_first == b"busy\n":
+            self.wait()
+            said_first = self.process.stdout.readline()
+        if said_first != b"ready\n":
             said = self._end()
+            if self.process.returncode == BUSY:
+                raise Busy(said)
             raise EmulatorError(f"compare: the switches could not be set: {said}")
         return self
 

@@ -1,8 +1,10 @@
 """Sets switches, says `ready`, waits for the end of its standard input, and restores them. A program of its own, so that
-it starts in no time and outlives whoever started it. Arguments: root, file to lock, then name and value of each switch."""
+it starts in no time and outlives whoever started it. Arguments: root, file to lock, then name and value of each switch.
+Says `busy` first when it has to wait for another run."""
 
 import fcntl
 import os
+import select
 import signal
 import sys
 import time
@@ -15,13 +17,30 @@ def lock(path: str) -> bool:
     """Until the lock is ours; False when another run keeps it, or nobody waits for us any more."""
     fd = os.open(path, os.O_RDONLY)
     deadline = time.monotonic() + SECONDS
+    said = False
     while time.monotonic() < deadline:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
-            time.sleep(0.05)
+            if not said:
+                os.write(1, b"busy\n")
+                said = True
+        if select.select([0], [], [], 0.05)[0]:  # Nothing is ever written there: it is its end.
+            return False
     return False
+
+
+def chosen(text: str) -> str:
+    """The value of a switch's text: the word in brackets, or the number."""
+    return text.partition("[")[2].partition("]")[0] if "[" in text else text.strip()
+
+
+def enough(present: str, wanted: str) -> bool:
+    """Need a switch not be written? A time may be longer than wanted."""
+    if wanted.isdigit() and present.isdigit() and int(wanted) > 1:
+        return int(present) >= int(wanted)
+    return present == wanted
 
 
 def write(path: str, value: str) -> None:
@@ -42,10 +61,10 @@ def main(root: str, locked: str, *pairs: str) -> int:
         for name, value in zip(pairs[::2], pairs[1::2], strict=True):
             path = os.path.join(root, name)
             with open(path) as file:
-                text = file.read()
-            was = text.partition("[")[2].partition("]")[0] if "[" in text else text.strip()
-            write(path, value)
-            old.append((path, was))
+                was = chosen(file.read())
+            if not enough(was, value):
+                write(path, value)
+                old.append((path, was))
         os.write(1, b"ready\n")
         while os.read(0, 4096):
             pass

@@ -11,7 +11,7 @@ import pytest
 
 from concur_thp.errors import EmulatorError
 from stress.compare.abilities import missing
-from stress.compare.switches import LOCK, THP, Switches, changes
+from stress.compare.switches import LOCK, THP, Busy, Switches, changes
 
 ROOT = Path(__file__).resolve().parents[4]
 HOLD = """
@@ -19,7 +19,7 @@ import sys, time
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from stress.compare.switches import Switches
-with Switches(Path(sys.argv[2])):
+with Switches(Path(sys.argv[2]), wait=lambda: print("waits", flush=True)):
     print("in", flush=True)
     time.sleep(60)
 """
@@ -81,21 +81,44 @@ def test_they_come_back_after_a_signal(root, number):
 
 
 def test_two_runs_wait_for_each_other(root):
+    """The second finds the switches as it wants them, but the first will take them back."""
     with Switches(root):
         second = subprocess.Popen([sys.executable, "-c", HOLD, str(ROOT), str(root)], stdout=subprocess.PIPE)
-        os.set_blocking(second.stdout.fileno(), False)
-        time.sleep(0.3)
-        assert second.stdout.read() in (None, b"")
-        second.kill()
-        second.communicate()
+        assert second.stdout.readline() == b"waits\n"
+    assert second.stdout.readline() == b"in\n" and texts(root) == INSIDE
+    second.kill()
+    second.communicate()
     deadline = time.monotonic() + 20
     while texts(root) != BEHIND and time.monotonic() < deadline:
         time.sleep(0.01)
     assert texts(root) == BEHIND
 
 
+def test_one_that_is_ended_while_it_waits_leaves_nobody_behind(root):
+    with Switches(root) as first:
+        second = subprocess.Popen([sys.executable, "-c", HOLD, str(ROOT), str(root)], stdout=subprocess.PIPE)
+        assert second.stdout.readline() == b"waits\n"
+        watchdog = Path("/proc", Path(f"/proc/{second.pid}/task/{second.pid}/children").read_text().split()[0])
+        second.kill()
+        second.communicate()
+        deadline = time.monotonic() + 20
+        while watchdog.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not watchdog.exists() and texts(root) == INSIDE and first.process.poll() is None
+    assert texts(root) == BEHIND
+
+
+def test_who_waits_too_long_is_told_so(root, monkeypatch):
+    monkeypatch.setattr("stress.compare.switches.WATCHDOG", ("-c", f"import sys; sys.path.insert(0, {str(ROOT)!r});"
+                        " from stress.compare import watchdog; watchdog.SECONDS = 0.2; sys.exit(watchdog.main(*sys.argv[1:]))"))
+    with Switches(root):
+        with pytest.raises(Busy, match="another run has held"), Switches(root):
+            pass
+        assert texts(root) == INSIDE
+
+
 def test_a_switch_that_is_refused_is_said_and_the_others_come_back(root, monkeypatch):
-    monkeypatch.setattr("stress.compare.switches.changes", lambda root: {"enabled": "madvise", "nowhere": "1"})
+    monkeypatch.setattr("stress.compare.switches.wanted", lambda root: {"enabled": "madvise", "nowhere": "1"})
     with pytest.raises(EmulatorError, match="nowhere: No such file"), Switches(root):
         pass
     assert texts(root)["enabled"] == "always"
