@@ -31,6 +31,8 @@ def mapped(mappings: Mappings) -> Mappings:
 
 def differing(ours: Mappings, theirs: Mappings) -> set[int]:
     """Boundaries that one side only has; none when they have not mapped the same."""
+    if ours == theirs:
+        return set()
     return boundaries(ours) ^ boundaries(theirs) if mapped(ours) == mapped(theirs) else set()
 
 
@@ -59,9 +61,9 @@ def _one_sided(s: Situation) -> set[int]:
 
 def not_merged(s: Situation) -> list[Place]:
     """Blocks with a boundary of the emulator's between vmas of which only one has, or had, an anon_vma."""
-    found = _one_sided(s) & boundaries(s.ours.looks[s.step.task].mappings) if _one_sided(s) else set()
-    return [(s.step.task, page // BLOCK) for page in sorted(found)
-            if any(len({"a" in letters for letters in _beside(s, at, page)}) == 2 for at in (s.at - 1, s.at))]
+    return [(s.step.task, page // BLOCK) for page in sorted(_one_sided(s))
+            if page in boundaries(s.ours.looks[s.step.task].mappings)
+            and any(len({"a" in letters for letters in _beside(s, at, page)}) == 2 for at in (s.at - 1, s.at))]
 
 
 def unaccounted(s: Situation) -> list[Place]:
