@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 
-SECONDS = 120.0
+SECONDS = 600.0
 """How long to wait for another run's lock."""
 
 

@@ -125,15 +125,26 @@ MPROTECT_CASES = [
 def test_mprotect(before: str, page: int, count: int, letter: str, after: str, faulted: bool) -> None:
     with Machine(memory="4M", order=3, cpus=1) as machine:
         arena = Arena(machine)
-        if faulted:
-            # One vma that is faulted in as a whole and cut up afterwards: one anon_vma for all.
-            arena.map(0, 12)
+        arena.map(0, 12)
+        if faulted:  # As a whole, and cut up afterwards: one anon_vma for all.
             arena.touch(*range(12))
-            for start, run in runs(before):
-                arena.protect(start, len(run), run[0])
-        else:
-            arena.lay(before)
+        for start, run in runs(before):
+            arena.protect(start, len(run), run[0])
         assert str(arena) == before
+        arena.protect(page, count, letter)
+        assert str(arena) == after
+        check(machine, arena)
+
+
+@pytest.mark.parametrize(("before", "page", "count", "letter", "after"), [
+    ("wwwwww|rrrrrr", 2, 4, "r", "ww|rrrr|rrrrrr"), ("wwww|rrrr|wwww", 2, 8, "r", "ww|rr|rrrr|rr|ww"),
+    ("wwww|rrrr|wwww", 0, 12, "r", "rrrr|rrrr|rrrr"), ("rrrr|wwww|rrrr", 0, 12, "w", "wwwwwwwwwwww"),
+])
+def test_what_never_was_writable_stays_apart(before: str, page: int, count: int, letter: str, after: str) -> None:
+    """Mapped as it is: only what was mapped writable, or became so, has VM_ACCOUNT."""
+    with Machine(memory="4M", order=3, cpus=1) as machine:
+        arena = Arena(machine)
+        arena.lay(before)
         arena.protect(page, count, letter)
         assert str(arena) == after
         check(machine, arena)
