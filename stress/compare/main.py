@@ -24,7 +24,7 @@ from stress.compare.rows import ROWS, Row
 from stress.compare.search import Search
 from stress.compare.sides import EmulatorSide, KernelSide
 from stress.compare.steps import BLOCK, Program, parse
-from stress.compare.switches import Busy, Switches
+from stress.compare.switches import NotNow, Switches
 
 AGREE, DIFFER, NOT_HERE = 0, 1, 4
 STATUS = {"agree": AGREE, "differ": DIFFER, "not possible here": NOT_HERE}
@@ -66,8 +66,8 @@ def run_compare(options: CompareOptions) -> int:
         _link(progress)
     try:
         data, result = _run(options, given, out)
-    except Busy as busy:
-        return _not_here(options, [str(busy)])
+    except NotNow as why:
+        return _not_here(options, [str(why)])
     write_json(options.json, data)
     _say(result_console(options.quiet, options.json), data, result)
     return STATUS[data["verdict"]]

@@ -40,11 +40,11 @@ def changes(root: Path = THP) -> dict[str, str]:
     return {name: value for name, value in wanted(root).items() if not enough(chosen((root / name).read_text()), value)}
 
 
-class Busy(Exception):
-    """Another run has the switches, and keeps them."""
+class NotNow(Exception):
+    """Another run has the switches and keeps them, or had set what has to be and took it back; we may not set it."""
 
 
-BUSY = 4
+NOT_NOW = 4
 """The watchdog's exit status then."""
 WATCHDOG = (str(Path(__file__).with_name("watchdog.py")),)
 
@@ -69,8 +69,8 @@ class Switches:
             said_first = self.process.stdout.readline()
         if said_first != b"ready\n":
             said = self._end()
-            if self.process.returncode == BUSY:
-                raise Busy(said)
+            if self.process.returncode == NOT_NOW:
+                raise NotNow(said)
             raise EmulatorError(f"compare: the switches could not be set: {said}")
         return self
 

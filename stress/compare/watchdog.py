@@ -49,7 +49,7 @@ def write(path: str, value: str) -> None:
 
 
 def main(root: str, locked: str, *pairs: str) -> int:
-    """Exit status: 0 restored, 1 not, 4 another run is at it."""
+    """Exit status: 0 restored, 1 not, 4 another run is at it, or may set what we may not."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     if not lock(os.path.join(root, locked)):
@@ -68,6 +68,9 @@ def main(root: str, locked: str, *pairs: str) -> int:
         os.write(1, b"ready\n")
         while os.read(0, 4096):
             pass
+    except PermissionError as error:
+        print(f"{error.filename} cannot be written", file=sys.stderr)
+        status = 4
     except OSError as error:
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)
         status = 1

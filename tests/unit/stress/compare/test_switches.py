@@ -11,7 +11,7 @@ import pytest
 
 from concur_thp.errors import EmulatorError
 from stress.compare.abilities import missing
-from stress.compare.switches import LOCK, THP, Busy, Switches, changes
+from stress.compare.switches import LOCK, THP, NotNow, Switches, changes
 
 ROOT = Path(__file__).resolve().parents[4]
 HOLD = """
@@ -108,11 +108,26 @@ def test_one_that_is_ended_while_it_waits_leaves_nobody_behind(root):
     assert texts(root) == BEHIND
 
 
+def watchdog_with(change):
+    """Command line of a watchdog that is not quite itself."""
+    return ("-c", f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom stress.compare import watchdog\n{change}\n"
+                  "sys.exit(watchdog.main(*sys.argv[1:]))")
+
+
+def test_who_may_not_write_is_told_so(root, monkeypatch):
+    """Also when nothing had to be written at first: another run had it as it has to be, and took it back."""
+    refuse = "def refuse(path, value):\n raise PermissionError(13, 'no', path)\nwatchdog.write = refuse"
+    monkeypatch.setattr("stress.compare.switches.WATCHDOG", watchdog_with(refuse))
+    before = texts(root)
+    with pytest.raises(NotNow, match="cannot be written"), Switches(root):
+        pass
+    assert texts(root) == before
+
+
 def test_who_waits_too_long_is_told_so(root, monkeypatch):
-    monkeypatch.setattr("stress.compare.switches.WATCHDOG", ("-c", f"import sys; sys.path.insert(0, {str(ROOT)!r});"
-                        " from stress.compare import watchdog; watchdog.SECONDS = 0.2; sys.exit(watchdog.main(*sys.argv[1:]))"))
+    monkeypatch.setattr("stress.compare.switches.WATCHDOG", watchdog_with("watchdog.SECONDS = 0.2"))
     with Switches(root):
-        with pytest.raises(Busy, match="another run has held"), Switches(root):
+        with pytest.raises(NotNow, match="another run has held"), Switches(root):
             pass
         assert texts(root) == INSIDE
 
