@@ -103,6 +103,16 @@ FOUND_BY_RANDOM_PROGRAMS = {
         "0 mmap 0 1024 rw; 0 huge 0 1024; 0 store 0 1024; 0 fork 1; 0 store 512 1; 0 mlock 0 1",
     "a split that fails where another CPU's queue has the page":
         "0 mmap 0 512 rw; 0 huge 0 512; 0 store 0 512; 0 munmap 0 338; 0 free 255 287; 0 load 884 1",
+    "vmas that merge although one has no anon_vma, and what a fork copies of them":
+        "0 mmap 100 1500 rw; 0 mmap 0 1 r; 0 load 401 1; 0 mlock 799 1; 0 munlock 512 512; 0 fork 2",
+    "VM_ACCOUNT stays when memory is no longer writable":
+        "0 mmap 0 512 rw; 0 store 0 1; 0 mmap 510 1 r; 0 mprotect 0 512 none",
+    "and goes, since v6.7, where nothing was written":
+        "0 mmap 0 512 rw; 0 mprotect 0 512 r; 0 mmap 512 512 r; 0 mprotect 0 1024 rw",
+    "MADV_FREE of a shared huge page that is pinned":
+        "0 mmap 0 512 rw; 0 huge 0 512; 0 store 0 1; 0 fork 1; 1 nohuge 7 306; 0 pin 0 1; 0 mlock 63 413; 1 free 0 512",
+    "a collapse of two blocks, one of which is not there":
+        "0 mmap 0 512 rw; 0 store 0 1; 0 huge 0 512; 0 dontneed 57 1; 0 dontneed 512 1; 0 collapse 0 1024",
 }
 
 
