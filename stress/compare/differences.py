@@ -28,6 +28,8 @@ class Difference(NamedTuple):
     lasts: str = ""
     where: Callable[[Situation], list[Place]] | None = None
     """The blocks it is about; those that the step touches if nothing says more."""
+    behind: bool = False
+    """They are as the step leaves them: that it unmapped or mapped them anew does not clear them."""
 
 
 SIZES = ("AnonHugePages", "Rss", "Shared", "Private", "places")
@@ -219,11 +221,11 @@ DIFFERENCES: tuple[Difference, ...] = (
                "v4.20 is_mergeable_anon_vma() wants list_is_singular() of the vma that stays, and an empty list is not; since"
                " 879bca0a2c4f (\"mm/vma: fix incorrectly disallowed anonymous VMA merges\", v6.16) only a vma with parents is"
                " refused: mm/vma.c is_mergeable_anon_vma()",
-               lambda s: bool(not_merged(s)), ("mappings",), lasts=IN_BLOCK, where=not_merged),
+               lambda s: bool(not_merged(s)), ("mappings",), lasts=IN_BLOCK, where=not_merged, behind=True),
     Difference("unaccounted", "memory that was writable and never written merges with what never was; or no more with what was",
                "v4.20 mprotect_fixup() keeps VM_ACCOUNT when it takes VM_WRITE away; since \"mm/mprotect: allow unfaulted VMAs"
                " to be unaccounted on mprotect()\" (October 2023; v6.7 by its date) it goes where there is no anon_vma",
-               lambda s: bool(unaccounted(s)), ("mappings",), lasts=IN_BLOCK, where=unaccounted),
+               lambda s: bool(unaccounted(s)), ("mappings",), lasts=IN_BLOCK, where=unaccounted, behind=True),
     Difference("vma-fork", "fork copies the tables of a vma that is two on the other side",
                "copy_page_range() passes over a vma without anon_vma (vma_needs_copy() today): zero pages and empty tables of"
                " one that was merged with one that has some are copied; see anon-merge and unaccounted",
@@ -231,5 +233,5 @@ DIFFERENCES: tuple[Difference, ...] = (
     Difference("vma-huge", "a huge page where the other side has two vmas, which it would have to lie across",
                "v4.20 transhuge_vma_suitable() (thp_vma_suitable_order() today): a huge page lies in one vma; see anon-merge"
                " and unaccounted",
-               lambda s: bool(huge_across(s)), ALL_BUT_DATA, lasts=IN_BLOCK, where=huge_across),
+               lambda s: bool(huge_across(s)), ALL_BUT_DATA, lasts=IN_BLOCK, where=huge_across, behind=True),
 )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from stress.compare.differences import DIFFERENCES, IN_BLOCK, IN_PROGRAM
+from stress.compare.differences import DIFFERENCES, IN_BLOCK, IN_PROGRAM, Difference
 from stress.compare.doubts import Doubts, Place
 from stress.compare.mappings import in_block
 from stress.compare.observed import UNKNOWN, Look, Run, Seen
@@ -66,8 +66,10 @@ def compare(program: Program, emulator: Run, kernel: Run, kinds: frozenset[str] 
     for index in range(min(len(program), len(emulator), len(kernel))):
         step, ours, theirs = program[index], emulator[index], kernel[index]
         touched = doubts.touched(step)
-        here = _hold(Situation(program, index, emulator, kernel), doubts, touched)
+        here, behind = _hold(Situation(program, index, emulator, kernel), doubts, touched)
         doubts.follow(step, ours.result >= 0 and theirs.result >= 0)
+        for row, places in behind:
+            doubts.add(places, row.skips, row.id)
         in_step = doubts.of_all(touched) | here
         for fact in _of_step(index, ours, theirs):
             _count(verdict, fact, kinds, in_step)
@@ -79,19 +81,25 @@ def compare(program: Program, emulator: Run, kernel: Run, kinds: frozenset[str] 
     return verdict
 
 
-def _hold(situation: Situation, doubts: Doubts, touched: list[Place]) -> dict[str, str]:
-    """What the rows take out of this step alone; what lasts is noted where it lasts."""
+def _hold(situation: Situation, doubts: Doubts, touched: list[Place],
+          ) -> tuple[dict[str, str], list[tuple[Difference, list[Place]]]]:
+    """What the rows take out of this step alone; what lasts is noted where it lasts, or has to be behind the step."""
     here: dict[str, str] = {}
+    behind: list[tuple[Difference, list[Place]]] = []
     for row in DIFFERENCES:
         if not row.holds(situation):
             continue
         if row.lasts == IN_BLOCK:
-            doubts.add((row.where(situation) if row.where else []) or touched, row.skips, row.id)
+            places = (row.where(situation) if row.where else []) or touched
+            if row.behind:
+                behind.append((row, places))
+            else:
+                doubts.add(places, row.skips, row.id)
         elif row.lasts == IN_PROGRAM:
             doubts.program = {kind: row.id for kind in row.skips} | doubts.program
         else:
             here |= {kind: row.id for kind in row.skips}
-    return here
+    return here, behind
 
 
 def _count(verdict: Verdict, fact: Fact, kinds: frozenset[str], doubted: dict[str, str]) -> None:
