@@ -6,6 +6,7 @@ operations on one huge pmd stand in their own files and are named here too, as i
 """
 
 from concur_thp.arch.bug import bug_on
+from concur_thp.arch.builtins import prefetchw
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.listen import check_point_with, point
@@ -25,7 +26,7 @@ from concur_thp.mm.huge_split_pmd import (
 from concur_thp.mm.huge_wp import do_huge_pmd_wp_page
 from concur_thp.mm.mm_types import MM_ANONPAGES, Entry, Mm, Page, Vma, mem_map, mms
 from concur_thp.mm.mmu_gather import tlb_record, tlb_remove_page
-from concur_thp.mm.page_flags import ClearFlag, PageAnon, PageSwapCache, PG_dirty, TestFlag
+from concur_thp.mm.page_flags import ClearFlag, PageAnon, PageSwapCache, PG_dirty, TestFlag, tail_page
 from concur_thp.mm.page_lock import trylock_page, unlock_page
 from concur_thp.mm.page_ref import get_page
 from concur_thp.mm.pgtable import (
@@ -80,6 +81,8 @@ def zap_huge_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int):
         return 1
     page = mem_map[entry_pfn(old)]
     mapped = pmd_present(old)
+    prefetchw(page)
+    prefetchw(tail_page(page, 2))  # The node of the deferred split queue.
     if mapped:
         page_remove_rmap(cpu, page, 1)
     if PageAnon(page):

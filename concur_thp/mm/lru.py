@@ -6,6 +6,7 @@ Only heads and small pages are ever on a list; a THP counts as its N pages (I18)
 from typing import Any
 
 from concur_thp.arch.bug import bug_on
+from concur_thp.arch.builtins import prefetchw
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.listen import check_point
@@ -94,6 +95,13 @@ def del_page_from_lru_list(page: Page, number: int):
     else:
         mem_map[after].lru_prev = before
     lru.size = lru.size - hpage_nr_pages(page)
+
+
+@inline
+def prefetch_lru_neighbours(page: Page):
+    """Whoever unlinks this page writes to both; a hint, without the lock. (Linux: prefetchw_prev_lru_page)"""
+    prefetchw(mem_map[page.lru_prev])
+    prefetchw(mem_map[page.lru_next])
 
 
 @inline

@@ -4,13 +4,14 @@ put_page() drops one reference, release_pages() a whole batch under one hold of 
 """
 
 from concur_thp.arch.bug import bug_on
+from concur_thp.arch.builtins import prefetchw
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.listen import check_point, point
 from concur_thp.arch.points import Point
 from concur_thp.config import HPAGE_PMD_ORDER
 from concur_thp.mm.deferred_split import undefer_split_huge_page
-from concur_thp.mm.lru import page_off_lru
+from concur_thp.mm.lru import page_off_lru, prefetch_lru_neighbours
 from concur_thp.mm.mm_types import PAGE_TYPE_NONE, Page, Slot, mem_map, pgdat
 from concur_thp.mm.page_alloc import free_the_page
 from concur_thp.mm.page_flags import PageHead, PageTail, PG_lru, PG_reserved, compound_head, page_to_pfn
@@ -53,6 +54,9 @@ def __put_page(cpu: Cpu, head: Page):
     check_point(cpu, Point.PUT_PAGE_ZERO, head)
     # Nobody can put it on the LRU any more: that takes a reference.
     if head.flags.read() & (1 << PG_lru):
+        prefetchw(pgdat.lru_lock)
+        prefetchw(pgdat.split_queue_lock)
+        prefetch_lru_neighbours(head)
         spin_lock_irq(cpu, pgdat.lru_lock)
         page_off_lru(head)
         spin_unlock_irq(cpu, pgdat.lru_lock)
@@ -84,8 +88,8 @@ def release_pages(cpu: Cpu, pages: Slot, nr: int):
 
     Context: as __put_page().
     Linux: mm/swap.c release_pages
+    Differs: lru_lock is taken when the references are gone, not in between, and so is held for a fraction of the time.
     """
-    locked = 0
     nr_free = 0
     for i in range(nr):
         head = compound_head(mem_map[slot_at(pages, i).value])
@@ -94,14 +98,23 @@ def release_pages(cpu: Cpu, pages: Slot, nr: int):
         if not put_page_testzero(cpu, head):
             continue
         if PageHead(head):
-            if locked:
-                spin_unlock_irq(cpu, pgdat.lru_lock)
-                locked = 0
             __put_page(cpu, head)
             continue
         check_last_put(cpu, head)
         check_point(cpu, Point.PUT_PAGE_ZERO, head)
-        if head.flags.read() & (1 << PG_lru):
+        slot_at(pages, nr_free).value = page_to_pfn(head)
+        nr_free += 1
+    pages_off_lru(cpu, pages, nr_free)
+    free_unref_page_list(cpu, pages, nr_free)
+
+
+@inline
+def pages_off_lru(cpu: Cpu, pages: Slot, nr: int):
+    """Take small pages without references off the LRU, many under one hold of its lock."""
+    locked = 0
+    for i in range(nr):
+        page = mem_map[slot_at(pages, i).value]
+        if page.flags.read() & (1 << PG_lru):
             if locked == SWAP_CLUSTER_MAX:
                 # Others wait with a short spin, then sleep: no hold may be longer than that.
                 spin_unlock_irq(cpu, pgdat.lru_lock)
@@ -109,12 +122,9 @@ def release_pages(cpu: Cpu, pages: Slot, nr: int):
             if locked == 0:
                 spin_lock_irq(cpu, pgdat.lru_lock)
             locked += 1
-            page_off_lru(head)
-        slot_at(pages, nr_free).value = page_to_pfn(head)
-        nr_free += 1
+            page_off_lru(page)
     if locked:
         spin_unlock_irq(cpu, pgdat.lru_lock)
-    free_unref_page_list(cpu, pages, nr_free)
 
 
 @inline
