@@ -6,6 +6,7 @@ mm is its own, or one that all CPU processes share, each in a window of its own.
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from concur_thp.arch.irq import cpu_park, cpu_resume
 from concur_thp.arch.tlbflush import switch_mm
@@ -35,7 +36,7 @@ class Bed:
     """One CPU process in an mm: a fresh one, or `shared`, of which it has been given a reference."""
 
     def __init__(self, machine: Machine, number: int, shared: Mm | None = None):
-        self.machine, self.cpu = machine, machine.cpu(number)
+        self.machine, self.cpu, self.at_end = machine, machine.cpu(number), ExitStack()
         cpu_resume(self.cpu)
         self.mm = mms[mms.index(mm_alloc(self.cpu) if shared is None else shared)]
         self.base = BASE + (number * 2 * BLOCKS * self.huge if shared is not None else 0)
@@ -73,6 +74,7 @@ class Bed:
 
     def close(self) -> None:
         """Leave the mm; the last one ends it."""
+        self.at_end.close()
         switch_mm(self.cpu, 0)
         percpu[int(self.cpu.id)].mm = 0
         mmput(self.cpu, self.mm)

@@ -4,12 +4,14 @@ Most do something to `blocks` huge pages from `addr` on and return how often it 
 measured what it says.
 """
 
+from concur_thp.arch.builtins import cycles
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import kernel
 from concur_thp.arch.shared import SharedArray
 from concur_thp.arch.struct import I32, Struct, field
-from concur_thp.config import HPAGE_PMD_SIZE, NR_CPUS, PAGE_SIZE
+from concur_thp.config import HPAGE_PMD_ORDER, HPAGE_PMD_SIZE, NR_CPUS, PAGE_SIZE
 from concur_thp.mm.collapse_check import Scan
+from concur_thp.mm.compound import free_compound_tails, prep_compound_page
 from concur_thp.mm.flags import (
     FOLL_GET,
     MADV_DONTNEED,
@@ -22,6 +24,7 @@ from concur_thp.mm.flags import (
 )
 from concur_thp.mm.gup import follow_page, get_user_pages_unlocked
 from concur_thp.mm.gup_fast import get_user_pages_fast
+from concur_thp.mm.highmem import clear_huge_page
 from concur_thp.mm.huge_memory import split_huge_pmd
 from concur_thp.mm.khugepaged import khugepaged_scan_pmd
 from concur_thp.mm.migrate import NEW_PAGE
@@ -52,6 +55,12 @@ class HostWord(Struct, size=4, align=4):
 pinned = SharedArray("bench_pinned", Slot, lambda config: 32 * NR_CPUS)
 """One pin of each CPU, each in cache lines of its own."""
 
+handed = SharedArray("bench_handed", Slot, lambda config: 32)
+"""The word of bench_hand_over(), alone in its cache line."""
+HAND_OVERS = 64
+HAND_OVER_SPINS = 100_000
+HAND_OVER_MASK = (1 << 30) - 1
+
 
 @kernel
 def host_store(addr: int, step: int, times: int):
@@ -73,6 +82,49 @@ def bench_atomic_add(cpu: Cpu, mm: Mm, times: int):
     """
     for _ in range(times):
         mm.faults.add(1)
+
+
+@kernel
+def bench_hand_over(cpu: Cpu, batches: int):
+    """Hand one cache line to another CPU process and get it back, in batches of HAND_OVERS.
+
+    Context: two CPUs do this at once, with even and odd numbers; who waits for nobody gives up.
+    Return: cycles() of the fastest batch: one in which both had a processor. 0 when there was none.
+    Emulator: the `line` column of the throughput rows: what a lock costs that the other CPU has had.
+    """
+    line = handed[0]
+    fastest = 0
+    for _ in range(batches):
+        since = cycles()
+        done = 0
+        patience = HAND_OVER_SPINS
+        while done < HAND_OVERS and patience > 0:
+            seen = line.value
+            if seen & 1 == cpu.id & 1:
+                line.value = (seen + 1) & HAND_OVER_MASK
+                done += 1
+            patience -= 1
+        took = cycles() - since
+        if done == HAND_OVERS and (fastest == 0 or took < fastest):
+            fastest = took
+    return fastest
+
+
+@kernel
+def bench_frame_work(cpu: Cpu, heads: Slot, count: int, rounds: int):
+    """What faults and zaps do to the struct pages and contents of huge pages, without any lock or list.
+
+    Context: `heads` are the pfns of `count` compound pages that nobody else knows.
+    Return: huge pages made and unmade.
+    Emulator: the `private` column of throughput_huge: a ceiling that has the same work to do.
+    """
+    for _ in range(rounds):
+        for i in range(count):
+            head = mem_map[Slot(int(heads) + 4 * i).value]
+            free_compound_tails(cpu, head, HPAGE_PMD_ORDER)
+            clear_huge_page(head)
+            prep_compound_page(cpu, head, HPAGE_PMD_ORDER)
+    return rounds * count
 
 
 @kernel

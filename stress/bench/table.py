@@ -69,12 +69,15 @@ def print_throughput(out: Any, rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
     table = _table("\nthroughput of two processes in mms of their own, over that of one", "row", "one, per us", "two, per us",
-                   "emulator", "quartiles", "Linux", "quartiles", "private", "undisturbed")
+                   "emulator", "quartiles", "Linux", "quartiles", "private", "line, ns",
+                   "undisturbed")
     for row in rows:
         table.add_row(row["name"], number(row["emulator_one"]), number(row["emulator_two"]), number(row["emulator"]),
                       f"{number(row['emulator_q1'])}..{number(row['emulator_q3'])}", number(row["kernel"]),
                       "-" if row["kernel"] is None else f"{number(row['kernel_q1'])}..{number(row['kernel_q3'])}",
-                      number(row["ceiling"]), f"{row['undisturbed']:.1%}")
+                      number(row["ceiling"]),
+                      "-" if row["line"] is None else f"{number(row['line_low'])}..{number(row['line_high'])}",
+                      f"{row['undisturbed']:.1%}")
     out.print(table)
 
 

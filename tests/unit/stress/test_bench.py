@@ -5,13 +5,14 @@ import pytest
 from concur_thp.check.audit import audit
 from concur_thp.errors import EmulatorError
 from concur_thp.mm.thp_sysfs import set_switch
-from stress.bench import emulator, growth, throughput
+from stress.bench import emulator, growth, kernels, throughput
 from stress.bench.emulator import Bed, timed
+from stress.bench.kernels import HAND_OVERS
 from stress.bench.main import measure_row, result
 from stress.bench.rows import ROWS, Row
 from stress.bench.statistics import growth as grown
 from stress.bench.statistics import ratio, spread
-from stress.bench.throughput import Span, fair
+from stress.bench.throughput import Span, fair, line_times
 
 KEYS = {"name", "unit", "emulator", "kernel", "multiprocess", "ratio_kernel", "ratio_multiprocess"}
 """Of `bench --json`, design section 10."""
@@ -88,11 +89,24 @@ def test_stretches_count_only_while_both_had_a_processor():
     assert fair(mine, 2) == []
 
 
+def test_a_line_is_timed_where_both_were_there(monkeypatch):
+    """A stretch in which nothing was handed over to and fro says nothing."""
+    monkeypatch.setattr(throughput, "ns_per_cycle", lambda: 0.5)
+    assert line_times([Span(0, 0, 1000, 1000, 0), Span(0, 0, 1000, 1000, 2 * 80 * HAND_OVERS)]) == [40.0]
+
+
+def test_nobody_to_hand_a_line_to(machine):
+    bed = Bed(machine, 0)
+    assert kernels.bench_hand_over(bed.cpu, 2) == 0
+    bed.close()
+
+
 @pytest.mark.parametrize("name", throughput.ROWS)
 def test_throughput_of_two_processes_beside_that_of_one(machine, name):
     row = throughput.measure(machine, name, 1)
-    assert set(row) >= KEYS | {"ceiling", "undisturbed", "emulator_one", "emulator_two"}
-    assert row["emulator"] > 0 and row["ceiling"] > 0 and (row["kernel"] is not None or row["reason"])
+    assert set(row) >= KEYS | {"ceiling", "line", "line_low", "line_high", "undisturbed", "emulator_one", "emulator_two"}
+    assert row["emulator"] > 0 and row["ceiling"] > 0 and (row["line"] or 1) > 0
+    assert row["kernel"] is not None or row["reason"]
 
 
 @pytest.mark.parametrize("dimension", dict.fromkeys(row.dimension for row in growth.ROWS.values()), ids=lambda d: d.what)
