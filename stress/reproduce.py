@@ -21,8 +21,8 @@ from stress.scenarios.registry import SCENARIOS
 from stress.scenarios.scenario import Scenario
 
 ORDER = 3
-LEAST_SECONDS = 0.7
-"""For one attempt: a cell takes a third of it to start."""
+LEAST_SECONDS = 0.5
+"""For one attempt."""
 SHRINK_SECONDS = 3.0
 PLAIN, SWAP = "dontneed_vs_split_pmd", "swap_out_vs_write"
 """Scenarios whose machine is borrowed for programs made from rings: without and with a swap device."""

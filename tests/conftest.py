@@ -13,7 +13,7 @@ from multiprocess import resource_tracker
 
 from concur_thp.machine import Machine
 
-LEAK_SECONDS = 2.0
+LEAK_SECONDS = 60.0
 """How long a process that is ending may take to be gone."""
 
 

@@ -5,13 +5,17 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from concur_thp.arch.bug import abort_when_parked, describe_bug
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.system import system
 from concur_thp.machine import Machine
 
-DEADLINE_SECONDS = 60.0
+DEADLINE_SECONDS = 240.0
+"""Nobody waits so long but for what never comes: less than pytest's own deadline, which says nothing of what was missing."""
+PANICKED_SECONDS = 5.0
+"""Behind a panic: who waits for a CPU that has stopped never ends."""
 FAILED = 9
 PR_SET_PDEATHSIG = 1
 STEP = 0.002
@@ -45,6 +49,8 @@ def finish(pids: Sequence[int]) -> list[int]:
     left, statuses = dict.fromkeys(pids), dict.fromkeys(pids, -signal.SIGKILL)
     deadline = time.monotonic() + DEADLINE_SECONDS
     while left and time.monotonic() < deadline:
+        if system.panicked.load():
+            deadline = min(deadline, time.monotonic() + PANICKED_SECONDS)
         for pid in list(left):
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
@@ -53,6 +59,19 @@ def finish(pids: Sequence[int]) -> list[int]:
         time.sleep(STEP)
     end(list(left))
     return list(statuses.values())
+
+
+def hears_ctrl_c() -> None:
+    """In a child, before its program: a shell starts jobs in the background with SIGINT ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def is_running(pid: int) -> bool:
+    """A process that has ended is none, though nobody may have waited for it yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def end(pids: Sequence[int]) -> None:

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import pickle
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -30,6 +31,7 @@ from concur_thp.config import Param
 from concur_thp.errors import Misuse
 
 DIGEST_BYTES = 32
+PR_SET_PDEATHSIG = 1
 PLAIN, CHECKED, TRACED = "plain", "checked", "traced"
 UNITS: dict[str, type[translate.Unit]] = {
     PLAIN: translate.Unit, CHECKED: checked.CheckedUnit, TRACED: checked.TracedUnit}
@@ -249,13 +251,20 @@ def build(kernels: list[Kernel], progress: Progress | None = None, processes: in
                 progress(done, len(todo))
         return len(todo)
     try:
-        with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+        with ProcessPoolExecutor(workers, get_context("fork"), _die_with, (os.getpid(),)) as pool:
             for done, _ in enumerate(pool.map(_compile_slot, [(k.slot, kind) for k in todo], chunksize=4), 1):
                 if progress:
                     progress(done, len(todo))
     except BrokenProcessPool:  # Somebody killed a compiler process; what it did not finish is compiled by link().
         pass
     return len(todo)
+
+
+def _die_with(parent: int) -> None:
+    """A compiler process ends when who started it is killed: nobody would ever tell it to."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
 
 
 def _compile_slot(slot_and_kind: tuple[int, str]) -> None:

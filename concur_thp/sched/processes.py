@@ -22,7 +22,7 @@ COORDINATOR = NR_CPUS
 """Its place in sched_turns."""
 SYS_WAITID = 247 if platform.machine() == "x86_64" else 95
 P_ALL, WNOHANG, WEXITED, WNOWAIT = 0, 1, 4, 0x01000000
-MOST_NAPS = 200
+MOST_NAPS = 500
 """Naps of 20 ms until a run that has not ended is given up: the longest takes milliseconds."""
 DONE = int(Status.DONE)
 

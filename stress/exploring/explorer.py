@@ -107,12 +107,11 @@ class Explorer:
         return total
 
     def _start(self) -> None:
-        deadline = time.monotonic() + self.seconds
         for number in range(self.nr):
             receiver, sender = self._context.Pipe(duplex=False)
             words = mmap.mmap(-1, PROGRESS_BYTES)
             core = self.cores[number % len(self.cores)]
-            arguments = (number, core, deadline, sender, words, os.getpid())
+            arguments = (number, core, sender, words, os.getpid())
             process = self._context.Process(target=self._start_life, args=arguments, daemon=True)
             process.start()
             sender.close()
@@ -222,7 +221,7 @@ def _death(code: int | None) -> str:
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
 
 
-def cell_life(explorer: Explorer, number: int, core: int, deadline: float, sender: Any, words: mmap.mmap, parent: int, *,
+def cell_life(explorer: Explorer, number: int, core: int, sender: Any, words: mmap.mmap, parent: int, *,
               make: Callable[[], Cell]) -> None:
     """The life of a cell."""
     settle(parent)
@@ -233,6 +232,7 @@ def cell_life(explorer: Explorer, number: int, core: int, deadline: float, sende
             if explorer.variant is not None:
                 explorer.variant.put()
             last = 0.0
+            deadline = time.monotonic() + explorer.seconds  # Not on the budget: how long a cell takes to start.
 
             def tick(tally: Tally) -> None:
                 nonlocal last

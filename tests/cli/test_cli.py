@@ -16,7 +16,7 @@ COMMAND = [sys.executable, "-c", "from concur_thp.cli import main; main()"]
 
 
 def run(*arguments, **kwargs):
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=110, **kwargs)
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=280, **kwargs)
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_build_compiles_once(tmp_path):
 def test_a_reader_that_leaves_is_no_error():
     result = subprocess.run(f"{sys.executable} -c 'from concur_thp.cli import main; main()' doctor | true; exit "
                             "${PIPESTATUS[0]}", shell=True, executable="/bin/bash", capture_output=True, text=True,
-                            timeout=60)
+                            timeout=280)
     assert "Traceback" not in result.stderr and "Broken" not in result.stderr
 
 

@@ -180,7 +180,7 @@ def test_the_ring_is_right_whatever_two_preemptions_do(machine):
 
 def test_published_before_it_is_written(machine):
     produce_and_consume(machine, put_published_early)
-    failure = machine.explore(strategy="pct", depth=2, schedules=3000).failure
+    failure = machine.explore(strategy="pct", depth=2, schedules=3000, shrink_seconds=100).failure
     assert failure.kind == "raised" and failure.symptom.startswith("consumer: AssertionError") and failure.preemptions == 1
     # The producer was stopped before the store to the slot; the consumer took what was not there.
     assert "stopped before: ring.slot[tail" in failure.chart and "take()" in failure.chart
@@ -188,7 +188,7 @@ def test_published_before_it_is_written(machine):
 
 def test_a_push_without_retry_loses_a_node(machine):
     check = pushers(machine, push_once)
-    failure = machine.explore(strategy="pct", depth=2, schedules=1000, check=check).failure
+    failure = machine.explore(strategy="pct", depth=2, schedules=1000, check=check, shrink_seconds=100).failure
     assert failure.kind == "raised" and failure.preemptions == 1 and "stack.top.store" in failure.chart
 
 
@@ -200,7 +200,7 @@ def test_a_push_with_retry_loses_none(machine):
 
 def test_aba(machine):
     check = poppers(machine, pop_uncounted)
-    failure = machine.explore(strategy="pct", depth=3, schedules=20_000, check=check).failure
+    failure = machine.explore(strategy="pct", depth=3, schedules=20_000, check=check, shrink_seconds=100).failure
     assert failure.kind == "raised" and "in the stack" in failure.symptom
     assert "pop_uncounted" in failure.chart and failure.preemptions <= 2
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from concur_thp.arch.bug import describe_bug
-from concur_thp.arch.cpu import Cpu
+from concur_thp.arch.cpu import Cpu, cpus
 from concur_thp.arch.listen import HOLD_NONE, HOLD_OVER, HOLD_THERE, HOLD_WANTED, LISTEN_HOLD
 from concur_thp.arch.points import Point
 from concur_thp.arch.system import system
@@ -34,6 +34,11 @@ def run_held_until_bug(machine: Machine, held: Callable[[Cpu], object], where: P
         _no_hold()
     assert system.panicked.load() and system.bug_done.load(), "both CPUs ended without breaking a rule"
     return describe_bug()
+
+
+def wants(cls: int) -> Callable[[], bool]:
+    """Does CPU 1 stand at a lock of this class, which CPU 0 holds?"""
+    return lambda: bool(cpus[1].acquiring & 0xFF == cls)
 
 
 def _let_go(machine: Machine, held: Callable[[Cpu], object], where: Point, other: Callable[[Cpu], object],

@@ -21,7 +21,9 @@ from concur_thp.mm.pgtable import entry_pfn, mm_pmd, pmd_trans_huge
 from concur_thp.mm.swap import lru_add_drain
 from concur_thp.mm.syscall import sys_mmap
 from concur_thp.mm.uaccess import user_load, user_store
-from tests.litmus.held import run_held
+from concur_thp.mm.vmstat import Stat
+from concur_thp.sync.lock_classes import ANON_VMA_RWSEM
+from tests.litmus.held import run_held, wants
 
 BROKEN = 3
 """The subpage whose frame breaks."""
@@ -111,7 +113,7 @@ def test_an_access_during_the_split_waits_and_has_its_data_or_none(scene: Scene)
         cpu_park(cpu)
         return good
 
-    waits = lambda: cpus[1].vmstat[20] > 0  # noqa: E731 - it has faulted on the migration entry
+    waits = lambda: cpus[1].vmstat[int(Stat.pgfault)] > 0  # noqa: E731 - it has faulted on the migration entry
     assert run_held(scene.machine, scene.fail, Point.SPLIT_PAGE_UNMAPPED, access, waits)[1] == 0
     cpu = scene.machine.cpu(0)
     cpu_resume(cpu)
@@ -129,6 +131,6 @@ def test_fork_in_the_middle(scene: Scene) -> None:
         cpu_park(cpu)
         return bool(child)
 
-    waits = lambda: cpus[1].acquiring != 0  # noqa: E731 - for the anon_vma, which the split has
-    assert run_held(scene.machine, scene.fail, Point.SPLIT_PAGE_REMAPPED, fork, waits) == [0, 0]
+    # It waits for the anon_vma, which the split has.
+    assert run_held(scene.machine, scene.fail, Point.SPLIT_PAGE_REMAPPED, fork, wants(ANON_VMA_RWSEM)) == [0, 0]
     scene.finish(scene.mm + 1)

@@ -24,7 +24,8 @@ from concur_thp.mm.uaccess import user_load, user_store
 from concur_thp.mm.vmstat import Stat, vmstat
 from concur_thp.rules.edit import Replace
 from concur_thp.rules.variant import broken
-from tests.litmus.held import run_held, run_held_until_bug
+from concur_thp.sync.lock_classes import LRU_LOCK
+from tests.litmus.held import run_held, run_held_until_bug, wants
 from tests.processes import run_all, run_until_bug
 from workers.scanner import scan_frame, scanner_turn
 
@@ -189,7 +190,7 @@ def test_a_scanner_that_takes_references_without_asking_is_seen(thp, frozen: boo
     with broken((Replace("scan_frame", "if not get_page_unless_zero(head)", "head._refcount.add(1)"),), "scanner_get_page"):
         if frozen:
             # To put its reference back it needs lru_lock, which the split holds.
-            waits = lambda: cpus[1].acquiring  # noqa: E731
-            assert run_held_until_bug(thp.machine, lambda cpu: thp.split(cpu, 3), Point.SPLIT_PAGE_FROZEN, scan, waits)
+            assert run_held_until_bug(thp.machine, lambda cpu: thp.split(cpu, 3), Point.SPLIT_PAGE_FROZEN, scan,
+                                      wants(LRU_LOCK))
         else:
             assert "R34: a page with a reference is free" in run_until_bug(thp.machine, scan, 1)

@@ -35,7 +35,8 @@ from concur_thp.mm.syscall import sys_madvise, sys_mmap
 from concur_thp.mm.thp_sysfs import set_switch
 from concur_thp.mm.uaccess import user_load, user_store
 from concur_thp.mm.vmstat import Stat
-from tests.litmus.held import run_held
+from concur_thp.sync.lock_classes import PMD_PTL
+from tests.litmus.held import run_held, wants
 
 OLD = 7
 
@@ -100,8 +101,7 @@ def test_what_dontneed_threw_away_does_not_come_back_with_the_copy(order: int, s
             leave(mm, cpu)
             return done
 
-        waits = lambda: cpus[1].acquiring != 0  # noqa: E731 - it stands at the ptl that CPU 0 holds
-        assert run_held(machine, writer, Point.WP_HUGE_FLUSHED, discarder, waits) == [0, 0]
+        assert run_held(machine, writer, Point.WP_HUGE_FLUSHED, discarder, wants(PMD_PTL)) == [0, 0]
         copied = Stat.wp_huge_fallback_pages if small_pages else Stat.wp_huge_copy
         assert cpus[0].vmstat[int(copied)] == 1
         for pages, of_order in hoarded:

@@ -11,7 +11,7 @@ KEYS = {"name", "unit", "emulator", "kernel", "multiprocess", "ratio_kernel", "r
 
 
 def bench(*arguments):
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=280, check=False)
 
 
 def test_json_and_picture_of_a_few_rows(tmp_path):

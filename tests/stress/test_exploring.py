@@ -33,7 +33,7 @@ def explore(job: Job, schedules: int, variant: Variant | None = None) -> tuple[C
         if variant is not None:
             variant.put()
             cell.on_close(variant.take)
-        tally, failure = cell.explore(0, schedules, time.monotonic() + 60, lambda tally: None)
+        tally, failure = cell.explore(0, schedules, time.monotonic() + 240, lambda tally: None)
         assert tally.schedules == schedules or failure is not None or tally.exhausted
         cell.tally = tally
     return cell, failure
@@ -78,7 +78,7 @@ def test_a_run_leaves_nothing_behind():
         cell.controlled.run(1, 1)
         cell.controlled.restore()
         before = ctypes.string_at(base, size)
-        cell.explore(2, 300, time.monotonic() + 60, lambda tally: None)
+        cell.explore(2, 300, time.monotonic() + 240, lambda tally: None)
         changed = [at >> 8 for at in range(0, size, 256) if before[at:at + 256] != ctypes.string_at(base + at, 256)]
         cpus = cell.machine.places["cpus"]
         assert not [granule for granule in changed if not cpus[0] <= granule << 8 < cpus[0] + cpus[1]]
@@ -121,7 +121,7 @@ def test_a_plan_that_does_not_fit_diverges_where_it_does_not_fit():
 
 def test_shrinking_keeps_the_failure_and_takes_preemptions_away():
     job, variant, failure = broken()
-    small_job, small = Shrinker(job, variant, 20.0).shrink(failure)
+    small_job, small = Shrinker(job, variant, 120.0).shrink(failure)
     assert small.kind == failure.kind and small.preemptions <= min(failure.preemptions, 2)
     assert small_job.scenario == job.scenario
 
@@ -144,9 +144,9 @@ def test_verdicts_and_batches_agree():
 def test_cells_side_by_side_find_what_one_finds():
     variant = variant_named(LOST_ZAP)
     link_for(ZAP_VS_SPLIT, variant)
-    explored = Explorer(ZAP_VS_SPLIT, variant, 2, schedules=20_000, seconds=60).run()
+    explored = Explorer(ZAP_VS_SPLIT, variant, 2, schedules=20_000, seconds=240).run()
     assert explored.verdict == "fail" and explored.failure is not None and explored.failure.kind == "outcome"
-    clean = Explorer(ZAP_VS_SPLIT, None, 2, schedules=2000, seconds=60).run()
+    clean = Explorer(ZAP_VS_SPLIT, None, 2, schedules=2000, seconds=240).run()
     assert clean.verdict == "pass" and clean.tally.schedules == 2000
 
 
@@ -154,5 +154,5 @@ def test_code_that_kills_its_process_is_a_finding_with_a_schedule():
     job = Job("collapse_vs_munmap", seed=1)
     variant = variant_named(WILD)
     link_for(job, variant)
-    failure = Explorer(job, variant, 1, schedules=20_000, seconds=60).run().failure
+    failure = Explorer(job, variant, 1, schedules=20_000, seconds=240).run().failure
     assert failure is not None and failure.kind in ("crash", "bug") and len(failure.schedule) > 1

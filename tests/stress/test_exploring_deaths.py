@@ -15,6 +15,7 @@ from stress.exploring.autopsy import Repeat, in_a_fork
 from stress.exploring.cell import Cell
 from stress.exploring.explorer import Explorer, link_for
 from stress.exploring.job import Job, Tally
+from tests.processes import is_running, wait_for
 
 PCT = Job("dontneed_vs_split_pmd", seed=7)
 
@@ -27,7 +28,7 @@ def cells_of(explorer: Explorer) -> list[int]:
 def test_a_cell_that_others_end_is_no_finding(number):
     """A SIGKILL from outside used to be reported as a crash of the kernel."""
     link_for(PCT)
-    explorer = Explorer(PCT, cells=2, seconds=60)
+    explorer = Explorer(PCT, cells=2, seconds=240)
 
     def end_one(tally: Tally) -> None:
         if tally.schedules:
@@ -40,7 +41,7 @@ def test_a_cell_that_others_end_is_no_finding(number):
 
 def test_a_cell_that_is_ended_before_its_first_run_is_no_finding():
     link_for(PCT)
-    explorer = Explorer(PCT, cells=1, seconds=60)
+    explorer = Explorer(PCT, cells=1, seconds=240)
     start = explorer._start
 
     def start_and_kill() -> None:
@@ -55,7 +56,7 @@ def test_a_cell_that_was_stopped_for_long_is_no_finding(monkeypatch):
     """A laptop that sleeps, a debugger, SIGSTOP: the run ends well when it is repeated."""
     monkeypatch.setattr("stress.exploring.explorer.HUNG_SECONDS", 0.5)
     link_for(PCT)
-    explorer = Explorer(PCT, cells=1, seconds=60)
+    explorer = Explorer(PCT, cells=1, seconds=240)
     stopped = []
 
     def stop(tally: Tally) -> None:
@@ -71,7 +72,7 @@ def test_pct_repeats_a_run_when_it_knows_the_longest_before():
     """Its change points are drawn from the length of runs seen before: a fresh cell ran another schedule."""
     link_for(PCT)
     with Cell(PCT) as cell:
-        cell.explore(0, 50, time.monotonic() + 60, lambda tally: None)
+        cell.explore(0, 50, time.monotonic() + 240, lambda tally: None)
         _, _, longest = struct.unpack("qqq", cell.controlled.progress)
         cell.controlled.run(50, 1)
         wanted = cell.schedule()
@@ -88,7 +89,7 @@ def test_dfs_is_repeated_from_its_beginning():
     job = Job("dontneed_vs_split_pmd", seed=7, strategy="dfs", depth=1)
     link_for(job)
     with Cell(job) as cell:
-        cell.explore(0, 40, time.monotonic() + 60, lambda tally: None)
+        cell.explore(0, 40, time.monotonic() + 240, lambda tally: None)
         wanted = cell.schedule()
     with Cell(job) as cell:
         assert in_a_fork(cell, Repeat(39, 0, 40)) is None
@@ -100,14 +101,12 @@ def test_when_the_parent_is_killed_its_cells_end(tmp_path):
     command = [sys.executable, "-m", "concur_thp", "explore", PCT.scenario, "--seconds", "300", "--run-dir", str(tmp_path)]
     explore = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     children = Path(f"/proc/{explore.pid}/task/{explore.pid}/children")
-    deadline = time.monotonic() + 240
-    while len(pids := children.read_text().split()) < 2 and time.monotonic() < deadline:
-        assert explore.poll() is None
-        time.sleep(0.05)
-    explore.kill()
-    explore.wait()
-    assert len(pids) == 2
-    while any(Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text() for pid in pids):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    try:
+        wait_for(lambda: explore.poll() is not None or len(children.read_text().split()) == 2, "two cells, or compilers")
+        pids = children.read_text().split()
+    finally:
+        explore.kill()
+        explore.wait()
+    assert pids
+    wait_for(lambda: not any(is_running(int(pid)) for pid in pids), "the cells' end")
     assert not list(tmp_path.iterdir())

@@ -27,7 +27,7 @@ def options(tmp_path, scenario=GOOD, **given):
 def test_two_races_through_the_command(tmp_path, order):
     result = subprocess.run([*COMMAND, "run", "dontneed_vs_split_pmd", "29", "--seconds", "0.4", "--chaos", "--order", order,
                              "--cpus", "5", "--seed", "7", "--run-dir", str(tmp_path / "runs"), "--json", "-"],
-                            capture_output=True, text=True, timeout=110)
+                            capture_output=True, text=True, timeout=280)
     data = json.loads(result.stdout)
     assert result.returncode in (0, 4), result.stderr  # 4: an outcome that has to be seen was not, in so short a time
     assert data["verdict"] == ("clean" if result.returncode == 0 else "inconclusive")
@@ -66,7 +66,7 @@ def test_a_crash_is_told_from_a_kill(number, kind):
     """Native code that follows a wild pointer is the emulated kernel's fault; a kill comes from outside."""
     role = Role("cpu0", 0, lambda machine, cpu: _end_by(number))
     with Machine(memory="4M", order=3, cpus=1) as machine, Crew(machine, [role]) as crew:
-        outcome = crew.watch(30)
+        outcome = crew.watch(200)
     assert outcome.kind == kind and f"was ended by {number.name}" in outcome.what
 
 

@@ -9,26 +9,41 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from concur_thp.check.instant import PLACES
 from stress.main import DAEMONS
-from tests.processes import wait_for
+from tests.processes import hears_ctrl_c, is_running, wait_for
 
 COMMAND = [sys.executable, "-m", "concur_thp", "stress"]
 KEYS = {"verdict", "seconds", "cpus", "seed", "operations", "operations_per_second", "violations", "audit", "vmstat",
         "lock_stat", "recordings", "run_dir"}
 """Of `stress --json`, design section 10."""
+PATIENCE = (1.5, 5, 20, 80)
+"""Seconds of a run that has to do something: the first is mostly enough."""
 FAULT = "exceptions:page_fault_user:"
 
 
 def stress(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, "--run-dir", str(tmp_path / "runs"), *arguments], capture_output=True, text=True,
-                          timeout=100, check=False)
+                          timeout=280, check=False)
+
+
+def stress_until(done: Callable[[dict[str, Any]], object], tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    """Clean runs, each longer than the one before, until one has done it all: how long that takes is the machine's affair."""
+    for seconds in PATIENCE:
+        ran = stress(tmp_path, "--seconds", str(seconds), "--json", "-", *arguments)
+        assert ran.returncode == 0, ran.stderr
+        data: dict[str, Any] = json.loads(ran.stdout)
+        assert data["verdict"] == "pass" and not data["violations"] and data["audit"]["failed"] == 0
+        if done(data):
+            return data
+    raise AssertionError(f"it did not happen in {seconds} s: {data}")
 
 
 def event(pid: int, number: int, what: str, comm: str = "prog") -> str:
@@ -65,13 +80,10 @@ def recording(pid: int = 100) -> str:
 @pytest.mark.parametrize("arguments", [("--cpus", "2"), ("--cpus", "8"), ("--cpus", "3", "--order", "3"),
                                        ("--cpus", "4", "--chaos"), ("--cpus", "2", "--enabled", "madvise")])
 def test_a_mix_is_clean_and_its_json_is_complete(tmp_path, arguments):
-    done = stress(tmp_path, "--seconds", "1.5", "--seed", "1", "--json", "-", *arguments)
-    assert done.returncode == 0, done.stderr
-    data = json.loads(done.stdout)
+    data = stress_until(lambda data: data["operations"]["write"] and data["vmstat"]["pgfault"], tmp_path, "--seed", "1",
+                        *arguments)
     assert set(data) >= KEYS
-    assert data["verdict"] == "pass" and not data["violations"]
-    assert data["audit"]["failed"] == 0 and data["audit"]["checks"] > 10_000
-    assert data["operations"]["write"] > 0 and data["vmstat"]["pgfault"] > 0
+    assert data["audit"]["checks"] > 10_000
     assert json.loads((Path(data["run_dir"]) / "summary.json").read_text()) == data
 
 
@@ -122,13 +134,13 @@ def test_too_little_memory_for_a_recording_says_how_much_is_needed(tmp_path):
 
 @contextmanager
 def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
-    """A run of 60 s with its CPU processes; ended when the test leaves it."""
-    process = subprocess.Popen([*COMMAND, "--run-dir", str(tmp_path / "runs"), "--seconds", "60", "--cpus", "3"],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_with_ctrl_c)
+    """A long run with its CPU processes; ended when the test leaves it."""
+    process = subprocess.Popen([*COMMAND, "--run-dir", str(tmp_path / "runs"), "--seconds", "600", "--cpus", "3"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c)
 
     def cpus() -> list[int]:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        return [int(pid) for pid in children if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return [int(pid) for pid in children if is_running(int(pid)) and not _is_tracker(pid)]
 
     with process:
         try:
@@ -138,9 +150,12 @@ def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]
             process.kill()
 
 
-def _with_ctrl_c() -> None:
-    """A shell starts jobs in the background with SIGINT ignored; this run shall have it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _is_tracker(pid: str) -> bool:
+    """Python's own, for shared memory. A compiler may end while we look."""
+    try:
+        return b"resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _booted(tmp_path: Path) -> bool:
@@ -156,24 +171,24 @@ def test_a_killed_cpu_ends_the_run_with_a_report(tmp_path, seed):
         wait_for(lambda: time.monotonic() > deadline, "a random moment")
         victim = rng.choice(cpus)
         os.kill(victim, signal.SIGKILL)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=200)
     assert process.returncode == 4, said
     assert f"pid {victim}) was ended by SIGKILL" in said
     assert re.search(rf"cpu \d \(pid {victim}\): \w+, at \w+ in ", said), said
-    assert not [pid for pid in cpus if Path(f"/proc/{pid}").exists()]
+    assert not [pid for pid in cpus if is_running(pid)]
 
 
 def test_ctrl_c_leaves_nothing(tmp_path):
     with running(tmp_path) as (process, cpus):
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=200)
     assert process.returncode == 4 and "interrupted" in said, said
     assert "Traceback" not in said
-    assert not [pid for pid in cpus if Path(f"/proc/{pid}").exists()]
+    assert not [pid for pid in cpus if is_running(pid)]
 
 
 def test_a_killed_launcher_leaves_nothing(tmp_path):
     with running(tmp_path) as (process, cpus):
         process.kill()
-        process.communicate(timeout=30)
-    wait_for(lambda: not [pid for pid in cpus if Path(f"/proc/{pid}").exists()], "the CPU processes' end")
+        process.communicate(timeout=200)
+    wait_for(lambda: not [pid for pid in cpus if is_running(pid)], "the CPU processes' end")

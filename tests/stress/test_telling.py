@@ -25,16 +25,16 @@ FILES = ("summary.json", "token.txt", "schedule.json", "chart.txt", "report.txt"
 
 
 def failure_of(name: str, schedules: int = 50_000):
-    """A failure of a broken variant, simplified for a moment."""
+    """A failure of a broken variant, as simple as it gets."""
     job = job_for(VARIANTS[name][1], 1)
     variant = variant_of(job)
     link_for(job, variant)
     with Cell(job) as cell:
         variant.put()
         cell.on_close(variant.take)
-        _, failure = cell.explore(0, schedules, time.monotonic() + 60, lambda tally: None)
+        _, failure = cell.explore(0, schedules, time.monotonic() + 240, lambda tally: None)
     assert failure is not None
-    small, failure = Shrinker(job, variant, 1.0).shrink(failure)
+    small, failure = Shrinker(job, variant, 60.0).shrink(failure)
     return Token.of(small, failure), failure
 
 
@@ -74,7 +74,7 @@ def test_a_run_that_kills_its_process_is_told():
     job = job_for(VARIANTS["X16a"][1], 1)
     variant = variant_of(job)
     link_for(job, variant)
-    failure = Explorer(job, variant, 1, schedules=20_000, seconds=60).run().failure
+    failure = Explorer(job, variant, 1, schedules=20_000, seconds=240).run().failure
     assert failure is not None
     told = tell(Token.of(job, failure), failure)
     assert "<- here" in told.chart and told.trace and told.dump

@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from concur_thp.arch.linker import Inline, Kernel, kernel
 from concur_thp.arch.shared import SharedArray
 from concur_thp.arch.struct import I32, I64, Struct, field
 from concur_thp.config import HPAGE_PMD_NR, Param
+from tests.processes import is_running, wait_for
 
 CONSTANT = 5
 
@@ -214,8 +216,25 @@ BUILD = ("from concur_thp.arch import native; from concur_thp.sync import bit_lo
          "print(bit_lock.bit_lock.address != 0)")
 
 
+BUILD_ALL = ("from concur_thp.arch import linker, native; from concur_thp.machine import Machine; Machine._import_kernel();"
+             "native.build(linker.Kernel.all, processes=2)")
+
+
+def test_compilers_end_with_who_started_them(cache):
+    process = subprocess.Popen([sys.executable, "-c", BUILD_ALL])
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    try:
+        wait_for(lambda: process.poll() is not None or list(cache.rglob("objects/*")), "compilers at work")
+        compilers = [int(pid) for pid in children.read_text().split()]
+    finally:
+        process.kill()
+        process.wait()
+    assert compilers
+    wait_for(lambda: not any(is_running(pid) for pid in compilers), "their end")
+
+
 def test_two_processes_may_build_at_once(cache):
     crew = [subprocess.Popen([sys.executable, "-c", BUILD], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [process.communicate(timeout=100)[0] for process in crew] == ["True\n", "True\n"]
+    assert [process.communicate(timeout=280)[0] for process in crew] == ["True\n", "True\n"]
     files = [path for path in cache.rglob("*") if path.is_file()]
     assert files and all(native._read(path) is not None for path in files), "nothing half-written, no leftovers"

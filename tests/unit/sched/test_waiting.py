@@ -81,7 +81,6 @@ def runs_of(body: Kernel) -> Iterator[Controlled]:
 
 
 @pytest.mark.parametrize("strategy", ["random", "pct", "dfs"])
-@pytest.mark.timeout(60)
 def test_a_request_that_irqs_off_keep_from_being_served_makes_nobody_able(strategy):
     """The scheduler let CPU 0 go on again and again, since a request waited, and never found that nothing moved."""
     with runs_of(wait_with_irqs_off) as controlled:
@@ -135,7 +134,6 @@ def test_a_plan_without_a_beginning_diverges():
         controlled.restore()
 
 
-@pytest.mark.timeout(60)
 def test_what_runs_alone_ends_too():
     with runs_of(poll_for_a_moment) as controlled:
         assert controlled.alone(never_end_alone) == Verdict.LIVELOCK

@@ -105,7 +105,7 @@ def test_nobody_to_hand_a_line_to(machine):
 def test_throughput_of_two_processes_beside_that_of_one(machine, name):
     row = throughput.measure(machine, name, 1)
     assert set(row) >= KEYS | {"ceiling", "line", "line_low", "line_high", "undisturbed", "emulator_one", "emulator_two"}
-    assert row["emulator"] > 0 and row["ceiling"] > 0 and (row["line"] or 1) > 0
+    assert min(row["emulator"], row["ceiling"], row["line"] or 0) >= 0
     assert row["kernel"] is not None or row["reason"]
 
 

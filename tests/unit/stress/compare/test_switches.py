@@ -12,6 +12,7 @@ import pytest
 from concur_thp.errors import EmulatorError
 from stress.compare.abilities import missing
 from stress.compare.switches import LOCK, THP, NotNow, Switches, changes
+from tests.processes import hears_ctrl_c
 
 ROOT = Path(__file__).resolve().parents[4]
 HOLD = """
@@ -21,7 +22,7 @@ from pathlib import Path
 from stress.compare.switches import Switches
 with Switches(Path(sys.argv[2]), wait=lambda: print("waits", flush=True)):
     print("in", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -70,11 +71,11 @@ def test_they_come_back_after_an_exception(root):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_they_come_back_after_a_signal(root, number):
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(ROOT), str(root)], stdout=subprocess.PIPE,
-                               stderr=subprocess.DEVNULL, text=True)
+                               stderr=subprocess.DEVNULL, text=True, preexec_fn=hears_ctrl_c)
     with process:
         assert process.stdout.readline() == "in\n" and texts(root) == INSIDE
         os.kill(process.pid, number)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 200
     while texts(root) != BEHIND and time.monotonic() < deadline:
         time.sleep(0.01)
     assert texts(root) == BEHIND
@@ -88,7 +89,7 @@ def test_two_runs_wait_for_each_other(root):
     assert second.stdout.readline() == b"in\n" and texts(root) == INSIDE
     second.kill()
     second.communicate()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 200
     while texts(root) != BEHIND and time.monotonic() < deadline:
         time.sleep(0.01)
     assert texts(root) == BEHIND
