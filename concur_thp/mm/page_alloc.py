@@ -7,9 +7,10 @@ do when there is nothing; page_check.py and compound.py say what a page must loo
 """
 
 from concur_thp.arch.bug import bug_on
+from concur_thp.arch.builtins import cycles
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
-from concur_thp.arch.trace import Tracepoint, trace
+from concur_thp.arch.trace import Tracepoint, trace, trace_at
 from concur_thp.config import MAX_ORDER
 from concur_thp.mm.alloc_slowpath import __alloc_pages_slowpath
 from concur_thp.mm.buddy import WMARK_LOW, __free_one_page, get_pageblock_migratetype, zone_nr
@@ -29,6 +30,8 @@ from concur_thp.mm.mm_types import (
     MIGRATE_UNMOVABLE,
     NIL,
     Page,
+    Slot,
+    mem_map,
     zones,
 )
 from concur_thp.mm.page_check import check_new_page, free_page_check
@@ -110,9 +113,9 @@ def alloc_page(cpu: Cpu, gfp: int) -> Page:
 
 
 @inline
-def free_pages_prepare(cpu: Cpu, page: Page, order: int):
+def free_pages_prepare(cpu: Cpu, page: Page, order: int, when: int):
     """3.31.3: everything about the block is as it must be, and reset."""
-    trace(cpu, Tracepoint.mm_page_free, page_to_pfn(page), order, 0)
+    trace_at(cpu, when, Tracepoint.mm_page_free, page_to_pfn(page), order, 0)
     if PageHead(page):
         free_compound_tails(cpu, page, order)
     else:
@@ -132,7 +135,7 @@ def free_the_page(cpu: Cpu, page: Page, order: int):
     and `mapping` (the ptl) reset before.
     Linux: mm/page_alloc.c free_the_page, free_unref_page, __free_pages_ok
     """
-    free_pages_prepare(cpu, page, order)
+    free_pages_prepare(cpu, page, order, cycles())
     pfn = page_to_pfn(page)
     if order == 0:
         free_unref_page(cpu, page, pfn)
@@ -141,6 +144,21 @@ def free_the_page(cpu: Cpu, page: Page, order: int):
         spin_lock_irq(cpu, zone.lock)
         __free_one_page(cpu, zone, pfn, order, get_pageblock_migratetype(pfn))
         spin_unlock_irq(cpu, zone.lock)
+
+
+@kernel
+def free_unref_page_list(cpu: Cpu, pages: Slot, nr: int):
+    """Free small pages whose last references are gone, given as an array of pfns.
+
+    Context: as free_the_page().
+    Linux: mm/page_alloc.c free_unref_page_list
+    Differs: one time stamp for all. Other CPUs can get none of them earlier.
+    """
+    when = cycles()
+    for i in range(nr):
+        pfn = Slot(int(pages) + 4 * i).value
+        free_pages_prepare(cpu, mem_map[pfn], 0, when)
+        free_unref_page(cpu, mem_map[pfn], pfn)
 
 
 @kernel

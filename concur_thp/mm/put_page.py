@@ -13,7 +13,7 @@ from concur_thp.config import HPAGE_PMD_ORDER
 from concur_thp.mm.deferred_split import undefer_split_huge_page
 from concur_thp.mm.lru import page_off_lru, prefetch_lru_neighbours
 from concur_thp.mm.mm_types import PAGE_TYPE_NONE, Page, Slot, mem_map, pgdat
-from concur_thp.mm.page_alloc import free_the_page
+from concur_thp.mm.page_alloc import free_the_page, free_unref_page_list
 from concur_thp.mm.page_flags import PageHead, PageTail, PG_lru, PG_reserved, compound_head, page_to_pfn
 from concur_thp.mm.page_ref import put_page_testzero
 from concur_thp.sync.spinlock import spin_lock_irq, spin_unlock_irq
@@ -125,10 +125,3 @@ def pages_off_lru(cpu: Cpu, pages: Slot, nr: int):
             page_off_lru(page)
     if locked:
         spin_unlock_irq(cpu, pgdat.lru_lock)
-
-
-@inline
-def free_unref_page_list(cpu: Cpu, pages: Slot, nr: int):
-    """Free small pages without references, outside lru_lock."""
-    for i in range(nr):
-        free_the_page(cpu, mem_map[slot_at(pages, i).value], 0)

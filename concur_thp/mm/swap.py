@@ -52,6 +52,12 @@ def pagevec_of(cpu: Cpu, kind: int) -> Pagevec:
 def pagevec_add(cpu: Cpu, kind: int, page: Page):
     """Let a head or small page wait, with a reference of its own; a full batch or a compound page moves at once."""
     get_page(cpu, page)
+    pagevec_take(cpu, kind, page)
+
+
+@inline
+def pagevec_take(cpu: Cpu, kind: int, page: Page):
+    """The same, with a reference of the caller's. With the last one gone meanwhile, a page that moves at once is freed."""
     pvec = pagevec_of(cpu, kind)
     nr = pvec.nr
     pvec.pages[nr] = page_to_pfn(page)
@@ -139,9 +145,14 @@ def lru_cache_add(cpu: Cpu, page: Page):
     Context: may be called under a ptl; may take lru_lock.
     Linux: mm/swap.c lru_cache_add
     """
+    check_not_on_lru(cpu, page)
+    pagevec_add(cpu, PVEC_ADD, page)
+
+
+@inline
+def check_not_on_lru(cpu: Cpu, page: Page):
     bug_on(cpu, PageTail(page) != 0 or page.flags.read() & (1 << PG_lru) != 0,
            "lru_cache_add: a tail, or on the LRU already (value: pfn)", page_to_pfn(page), page.flags.read())
-    pagevec_add(cpu, PVEC_ADD, page)
 
 
 @kernel
@@ -176,9 +187,10 @@ def putback_lru_page(cpu: Cpu, page: Page):
 
     Context: the isolator; no lock needed.
     Linux: mm/vmscan.c putback_lru_page
+    Differs: the reference becomes the pagevec's, which takes none of its own.
     """
-    lru_cache_add(cpu, page)
-    put_page(cpu, page)  # Of a THP, which waits in no pagevec, perhaps the last: others may have dropped it meanwhile.
+    check_not_on_lru(cpu, page)
+    pagevec_take(cpu, PVEC_ADD, page)
 
 
 @kernel
