@@ -94,8 +94,22 @@ def test_a_stale_translation_is_used_before_the_flush_and_not_behind_it():
 
 
 def test_three_cpus_and_a_flush():
+    """Interrupts are no threads of their own here; dfs is through after 1,263 schedules."""
     uses = [Do(Op.CACHE, 0), Do(Op.STORE, 1, 1)]
-    compare([Do(Op.STORE, 0, 1), Do(Op.FLUSH)], uses, [Do(Op.LOAD, 1)], most=20_000)
+    full, few = compare([Do(Op.STORE, 0, 1), Do(Op.FLUSH)], uses, [Do(Op.LOAD, 1)], most=20_000)
+    assert full.proved and few.proved and few.ends == full.ends and len(few.ends) == 4
+    assert few.schedules * 8 <= full.schedules
+
+
+@pytest.mark.parametrize("programs, ends", [
+    ((LOST_UPDATE,) * 3, 16),
+    (([Do(Op.FLUSH)], [Do(Op.CACHE, 0)], [Do(Op.STORE, 0, 1)]), 2),
+    (([Do(Op.WAKE, 0, 1)], [Do(Op.SLEEP_ONCE, 0)], [Do(Op.LOAD, 1)]), 2),
+    (([Do(Op.POLL, 0)], [Do(Op.ADD, 0, 1)], [Do(Op.ADD, 0, 1)]), 1),
+])
+def test_three_cpus_end_alike(programs, ends):
+    full, few = compare(*programs)
+    assert full.proved and few.proved and few.ends == full.ends and len(few.ends) == ends
 
 
 STEPS = st.one_of(
