@@ -29,6 +29,7 @@ class Patience:
         if sign != self._sign:
             self._sign = sign
             self._began()
+            return False  # Whatever passes until the next line is not what was asked for.
         return (processor_seconds(self.pid) - self._used > self.seconds
                 or time.monotonic() - self._clock > STOPPED * self.seconds)
 

@@ -74,6 +74,6 @@ def test_a_log_that_cannot_be_written_is_no_second_failure(monkeypatch, capsys, 
 
 def test_a_package_that_cannot_be_imported_is_one_line():
     code = "import sys; sys.modules['numpy'] = None; from concur_thp.__main__ import main; main()"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=110)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280)
     assert result.returncode == 3 and result.stdout == ""
     assert result.stderr.startswith("concur-thp: cannot be started: ") and result.stderr.count("\n") == 1

@@ -43,5 +43,5 @@ def test_tokens_replay_the_same_in_fresh_processes(tmp_path):
         path.write_text(str(token))
         for _ in range(TIMES):
             command = [sys.executable, "-m", "concur_thp", "replay", str(path), "--times", "1", "--json", "-"]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
             assert done.returncode == 0 and json.loads(done.stdout)["same"] == 1, done.stderr

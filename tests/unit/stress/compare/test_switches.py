@@ -12,7 +12,7 @@ import pytest
 from concur_thp.errors import EmulatorError
 from stress.compare.abilities import missing
 from stress.compare.switches import LOCK, THP, NotNow, Switches, changes
-from tests.processes import hears_ctrl_c
+from tests.processes import hears_ctrl_c, is_running, wait_for
 
 ROOT = Path(__file__).resolve().parents[4]
 HOLD = """
@@ -99,13 +99,11 @@ def test_one_that_is_ended_while_it_waits_leaves_nobody_behind(root):
     with Switches(root) as first:
         second = subprocess.Popen([sys.executable, "-c", HOLD, str(ROOT), str(root)], stdout=subprocess.PIPE)
         assert second.stdout.readline() == b"waits\n"
-        watchdog = Path("/proc", Path(f"/proc/{second.pid}/task/{second.pid}/children").read_text().split()[0])
+        watchdog = int(Path(f"/proc/{second.pid}/task/{second.pid}/children").read_text().split()[0])
         second.kill()
         second.communicate()
-        deadline = time.monotonic() + 20
-        while watchdog.exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert not watchdog.exists() and texts(root) == INSIDE and first.process.poll() is None
+        wait_for(lambda: not is_running(watchdog), "its end")
+        assert texts(root) == INSIDE and first.process.poll() is None
     assert texts(root) == BEHIND
 
 
