@@ -168,8 +168,9 @@ DIFFERENCES: tuple[Difference, ...] = (
                _cow_of_shared_thp, ("AnonHugePages", "Shared", "Private", *COUNTERS), lasts=IN_BLOCK, where=_shared_huge_pages),
     Difference("pinned", "a write to a page that was shared once and is pinned: v4.20 counts mappings, and writes to it",
                "v4.20 reuse_swap_page() asks for the mapcount; since 09854ba94c6a (\"mm: do_wp_page()"
-               " simplification\") page_count() counts; since 1da190f4d0a6 (v6.15 by its date) references to a huge page may be"
-               " the mappings' alone; one too many means a copy: 6.1, K12. PageAnonExclusive (v5.19) plays in: not confirmed",
+               " simplification\") page_count() counts, unless the page is known to be its own (6c287605fd56 \"mm: remember"
+               " exclusively mapped anonymous pages with PG_anon_exclusive\", v5.19); since 1da190f4d0a6 (v6.15 by its date)"
+               " references to a huge page may be the mappings' alone; one too many means a copy: 6.1, K12",
                _reuse_of_pinned, ("AnonHugePages", "Shared", "Private", *COUNTERS), lasts=IN_BLOCK),
     Difference("owners", "a write to a small page of a huge page that three had: v4.20 reuses it when nobody else maps it",
                "v4.20 reuse_swap_page() counts the mappings of the page. v5.8 to v6.14 copied what is part of a huge page;"
@@ -178,9 +179,10 @@ DIFFERENCES: tuple[Difference, ...] = (
                " large folios\"): behind a third it counts as shared. A copy leaves it mapped in part: D+1",
                _reuse_behind_three, ("AnonHugePages", "Shared", "Private", *COUNTERS), lasts=IN_BLOCK),
     Difference("free-shared", "MADV_FREE of a page that is its own, in a huge page that others map too: now left alone",
-               "v4.20 madvise_free_huge_pmd() and madvise_free_pte_range() ask page_mapcount() of one page, and split; now they"
-               " ask of the whole folio, folio_maybe_mapped_shared() since v6.15 (003fde4492c8 \"mm: convert"
-               " folio_likely_mapped_shared() to folio_maybe_mapped_shared()\"). Which version asked first: not confirmed",
+               "v4.20 madvise_free_huge_pmd() and madvise_free_pte_range() ask page_mapcount() of one page, and split; they ask"
+               " of the whole folio since 98b211d6415f (\"madvise: convert madvise_free_pte_range() to use a folio\", v6.1), by"
+               " folio_maybe_mapped_shared() since 003fde4492c8 (\"mm: convert folio_likely_mapped_shared() to"
+               " folio_maybe_mapped_shared()\", v6.15)",
                _free_of_shared_thp, ALL_BUT_DATA, lasts=IN_BLOCK),
     Difference("free-failed", "the same, of a page that is pinned: v4.20 tries to split it, and counts that it failed",
                "thp_split_page_failed is counted by split_huge_page_to_list(), which now is not called: see free-shared",
