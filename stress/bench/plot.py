@@ -47,7 +47,7 @@ def _costs(plt: Any, rows: list[dict[str, Any]]) -> Any:
     scaled = [row for row in rows if row["kind"] == "throughput"]
     height = max(6.5, 1.5 + 0.42 * len(alone))
     figure = plt.figure(figsize=(15, height))
-    grid = figure.add_gridspec(2, 2, width_ratios=(1.25, 1), height_ratios=(2, 1), hspace=0.5, wspace=0.3)
+    grid = figure.add_gridspec(2, 2, width_ratios=(1.25, 1), height_ratios=(3, 2), hspace=0.3, wspace=0.25)
     _bars(figure.add_subplot(grid[:, 0]), alone)
     _scaling(figure.add_subplot(grid[0, 1]), alone, crowds)
     _throughput(figure.add_subplot(grid[1, 1]), scaled)
@@ -67,6 +67,9 @@ def _bars(axes: Any, rows: list[dict[str, Any]]) -> None:
             if side == "kernel" and row["ratio_kernel"]:
                 axes.text(max(high, row[side]) * 1.15, at, f"x {row['ratio_kernel']:.3g}", va="center", fontsize=8,
                           color=SIDES[side])
+            if there == ["emulator"]:
+                axes.text(max(high, row[side]) * 1.15, at, "not measured on Linux", va="center", fontsize=8,
+                          color="#777777")
     axes.set_yticks(range(len(rows)), [f"{row['name']}" for row in reversed(rows)])
     axes.set_xscale("log")
     axes.set_ylim(-0.6, max(len(rows), 1) - 0.4)
@@ -75,8 +78,8 @@ def _bars(axes: Any, rows: list[dict[str, Any]]) -> None:
     used = [side for side in SIDES if any(row.get(side) for row in rows)]
     if used:
         from matplotlib.patches import Patch
-        axes.legend(handles=[Patch(color=SIDES[side], label=NAMES[side]) for side in used], loc="lower right", frameon=True,
-                    framealpha=0.95, edgecolor="none")
+        axes.legend(handles=[Patch(color=SIDES[side], label=NAMES[side]) for side in used], loc="upper left",
+                    bbox_to_anchor=(0, -0.5 / axes.figure.get_figheight()), ncols=len(used), frameon=False, handlelength=1)
 
 
 def _scaling(axes: Any, alone: list[dict[str, Any]], crowds: list[dict[str, Any]]) -> None:
@@ -96,7 +99,8 @@ def _scaling(axes: Any, alone: list[dict[str, Any]], crowds: list[dict[str, Any]
             middle = [sorted(line[n] for line in lines.values() if n in line) for n in counts]
             axes.plot(counts, [values[len(values) // 2] for values in middle], style, marker="o", color=SIDES[side],
                       label=f"{NAMES[side]}, {mm} mm")
-    axes.set_yscale("log")
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter("{x:g}")
     counts = sorted({1, *(row["processes"] for row in crowds)})
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [str(n) for n in counts])
@@ -104,7 +108,7 @@ def _scaling(axes: Any, alone: list[dict[str, Any]], crowds: list[dict[str, Any]
     axes.set_xlabel("processes (thick: the row in the middle)")
     axes.grid(color="#e6e6e6")
     if crowds:
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, handlelength=4)
 
 
 def _throughput(axes: Any, rows: list[dict[str, Any]]) -> None:
@@ -113,7 +117,8 @@ def _throughput(axes: Any, rows: list[dict[str, Any]]) -> None:
         for number, side in enumerate(("emulator", "kernel")):
             if row[side] is not None:
                 axes.bar(place + 0.32 * number, row[side], 0.3, color=SIDES[side])
-                axes.text(place + 0.32 * number, row[side] + 0.03, f"{row[side]:.2f}", ha="center", fontsize=8)
+                axes.text(place + 0.32 * number, row[side] - 0.03, f"{row[side]:.2f}", ha="center", va="top", fontsize=8,
+                          color="white")
         axes.plot((place - 0.2, place + 0.52), (row["ceiling"],) * 2, color="black", linewidth=1)
     axes.set_xticks([place + 0.16 for place in range(len(rows))], [row["name"].removeprefix("throughput_") for row in rows])
     axes.set_ylim(0, 2.3)
@@ -125,13 +130,14 @@ def _growth(plt: Any, rows: list[dict[str, Any]]) -> Any:
     what = list(dict.fromkeys(row["with"] for row in rows))
     across = min(3, len(what))
     down = -(-len(what) // across)
-    figure, panels = plt.subplots(down, across, figsize=(5.6 * across, 4.4 * down), squeeze=False)
+    figure, panels = plt.subplots(down, across, figsize=(5.6 * across, 5 * down), squeeze=False)
     for axes in panels.flat[len(what):]:
         axes.set_visible(False)
     for axes, dimension in zip(panels.flat, what, strict=False):
         those = [row for row in rows if row["with"] == dimension]
         for row in those:
-            axes.plot(row["sizes"], row["costs"], marker="o", markersize=3.5, label=f"{row['name']}: {row['grows']}")
+            axes.plot(row["sizes"], row["costs"], marker="o", markersize=3.5,
+                      label=f"{row['name'].partition('_')[2] or row['name']}: {row['grows']}")
         sizes = those[0]["sizes"]
         least = min(min(row["costs"]) for row in those)
         axes.plot(sizes, [least * size / sizes[0] for size in sizes], ":", color="black", linewidth=1, label="linear")
@@ -139,7 +145,7 @@ def _growth(plt: Any, rows: list[dict[str, Any]]) -> Any:
         axes.set_xticks(sizes, those[0]["labels"])
         axes.minorticks_off()
         axes.grid(color="#e6e6e6")
-        axes.legend(frameon=False, fontsize=7.5)
+        axes.legend(frameon=False, fontsize=7.5, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2)
     figure.suptitle("how costs grow", x=0.02, ha="left", fontweight="bold")
     figure.tight_layout()
     return figure

@@ -200,9 +200,10 @@ DIFFERENCES: tuple[Difference, ...] = (
                " reclaim_pt_is_enabled(): row 10. Compared until such a table is used again",
                _empty_table_used, ALL_BUT_DATA, lasts=IN_BLOCK, where=_empty_tables_used),
     Difference("collapse", "MADV_COLLAPSE takes ranges that v4.20's khugepaged would not",
-               "mm/khugepaged.c: pages of huge pages, shared and read-only ones, one page among empty entries, and"
-               " whatever sysfs says without MADV_HUGEPAGE: 6.1, rows 37 and 38; v4.20 has no MADV_COLLAPSE. Ranges of 512"
-               " young, writable, own small pages with MADV_HUGEPAGE are compared",
+               "mm/khugepaged.c: pages of huge pages (5503fbf2b0b8 \"khugepaged: allow to collapse PTE-mapped compound pages\","
+               " v5.8), shared and read-only ones, one page among empty entries, and whatever sysfs says without MADV_HUGEPAGE"
+               " (7d8faaf15545 \"mm/madvise: introduce MADV_COLLAPSE sync hugepage collapse\", v6.1): 6.1, rows 37, 38. Ranges"
+               " of 512 young, writable, own small pages with MADV_HUGEPAGE are compared",
                _collapse_by_other_rules, ALL_BUT_DATA, lasts=IN_BLOCK),
     Difference("collapse-error", "what MADV_COLLAPSE returns where v4.20 has nothing to compare it with",
                "the call is of v6.1; compared for ranges that both have to collapse", _collapse_error, ("result",)),
