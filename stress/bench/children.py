@@ -15,7 +15,8 @@ import numpy as np
 
 from concur_thp.errors import EmulatorError, Misuse
 
-SECONDS = 60.0
+SECONDS = 240.0
+"""Of a turn: many times what it takes on an idle machine; a loaded one may be slow."""
 T = TypeVar("T")
 
 

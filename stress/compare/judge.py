@@ -11,8 +11,8 @@ from stress.compare.observed import Run
 from stress.compare.sides import EmulatorSide, KernelSide
 from stress.compare.steps import Program, runnable
 
-TRIES = 6
-"""Runs on the kernel before a difference counts."""
+TRIES, PATIENCE = 6, 60
+"""Runs on the kernel before a difference counts: when all of them counted the same, and when others keep moving the counters."""
 ALL = frozenset(KINDS)
 
 
@@ -72,7 +72,7 @@ class Judge:
             if not verdict.agree and len(runs) > 1:
                 verdict = compare(program, emulator, least(runs), kinds)
             verdict.broken = broken or said or ended(program, emulator, run)
-            if verdict.agree or broken or len(runs) == TRIES:
+            if verdict.agree or broken or len(runs) == PATIENCE or (len(runs) >= TRIES and steady(runs)):
                 return verdict
             self.again += 1
             self.kernel.ask(program)
@@ -86,6 +86,11 @@ class Judge:
         kernel, _ = self.kernel.answer()
         emulator, _ = self.emulator.answer()
         return emulator, kernel
+
+
+def steady(runs: list[Run]) -> bool:
+    """Did every run count the same, so that nobody else can have moved anything?"""
+    return len({tuple(seen.counters for seen in run) for run in runs}) == 1
 
 
 def ended(program: Program, emulator: Run, kernel: Run) -> str:

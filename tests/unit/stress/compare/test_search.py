@@ -1,6 +1,6 @@
 """Many programs, few audits: who broke the machine is found all the same."""
 
-from stress.compare.judge import Judge
+from stress.compare.judge import PATIENCE, TRIES, Judge
 from stress.compare.search import AUDIT_EVERY, Search
 from stress.compare.steps import parse
 from tests.unit.stress.compare.test_facts import seen
@@ -48,3 +48,27 @@ def test_the_one_that_broke_it_is_found_not_the_one_that_was_audited(monkeypatch
     for bad in PROGRAMS[:AUDIT_EVERY] + PROGRAMS[AUDIT_EVERY + 1 : 2 * AUDIT_EVERY]:
         _, verdict = search(monkeypatch, bad)
         assert verdict.broken == "a page too few" and verdict.program == bad
+
+
+class Disturbed(FakeSide):
+    """The kernel beside somebody who has huge pages, for some runs."""
+
+    def __init__(self, runs, moved):
+        super().__init__()
+        self.runs, self.moved, self.asked = runs, moved, 0
+
+    def ask(self, program, detail=False, audited=True):
+        self.asked += 1
+        disturbed = self.asked <= self.runs
+        self.answers.append(([seen(thp_fault_alloc=self.moved(self.asked) if disturbed else 0) for _ in program], ""))
+
+def test_others_who_move_the_counters_are_waited_out():
+    judge = Judge(FakeSide(), Disturbed(3 * TRIES, lambda run: 1 + run % 5))
+    assert judge.verdict(PROGRAMS[0]).agree and judge.kernel.asked == 3 * TRIES + 1
+    judge = Judge(FakeSide(), Disturbed(1000, lambda run: 1 + run % 5))
+    assert not judge.verdict(PROGRAMS[0]).agree and judge.kernel.asked == PATIENCE
+
+
+def test_what_counts_the_same_each_time_is_a_difference():
+    judge = Judge(FakeSide(), Disturbed(1000, lambda run: 1))
+    assert not judge.verdict(PROGRAMS[0]).agree and judge.kernel.asked == TRIES
