@@ -12,7 +12,7 @@ from stress.compare.sides import EmulatorSide, KernelSide
 from stress.compare.steps import Program, runnable
 
 TRIES, PATIENCE = 6, 60
-"""Runs on the kernel before a difference counts: when all of them counted the same, and when others keep moving the counters."""
+"""Runs on the kernel before a difference counts: when all counted the same, and when others keep moving the counters."""
 ALL = frozenset(KINDS)
 
 
