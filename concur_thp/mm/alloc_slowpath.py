@@ -21,6 +21,8 @@ from concur_thp.sync.lockdep import might_sleep
 
 MAX_RECLAIM_RETRIES = 16
 """Rounds without progress after which a small page is given up."""
+COMPACT_INACTIVE = 2
+"""Compaction was skipped or deferred in every zone: the results up to this one (Linux: enum compact_result)."""
 MAX_RECLAIM_ROUNDS = 256
 """Rounds in all: others may take what we reclaim, but not for ever."""
 
@@ -62,7 +64,7 @@ def try_to_compact_pages(cpu: Cpu, order: int, gfp: int):
     """Move pages so that a free block of this order comes together.
 
     Context: no spinlock, no rmap lock; mmap_sem may be held. May sleep.
-    Return: 1 when it is worth looking for the block again.
+    Return: COMPACT_*; up to COMPACT_INACTIVE nothing was done.
     Linux: mm/compaction.c try_to_compact_pages
     Differs: the stand-in without mm/compaction.py, which has the real one: nothing is moved.
     """
@@ -118,6 +120,7 @@ def alloc_pages_direct(cpu: Cpu, order: int, migratetype: int, gfp: int) -> Page
     Context: may sleep.
     Return: a block that is not prepared yet; NULL.
     Linux: mm/page_alloc.c __alloc_pages_slowpath, from its direct compaction on
+    Differs: drains this CPU's lists only; Linux has every CPU drain its own.
     """
     might_sleep(cpu)
     page = __alloc_pages_direct_compact(cpu, order, migratetype, gfp)
@@ -140,10 +143,12 @@ def alloc_pages_direct(cpu: Cpu, order: int, migratetype: int, gfp: int) -> Page
 
 @inline
 def __alloc_pages_direct_compact(cpu: Cpu, order: int, migratetype: int, gfp: int) -> Page:
-    """Compact, then look again."""
+    """Compact, then look again. Counted when at least one zone was not left out; success is to have the block."""
     page = Page(0)
-    if costly(order) and try_to_compact_pages(cpu, order, gfp):
+    if costly(order) and try_to_compact_pages(cpu, order, gfp) > COMPACT_INACTIVE:
+        count_vm_event(cpu, Stat.compact_stall)
         page = get_page_from_freelist(cpu, order, migratetype, WMARK_MIN)
+        count_vm_event(cpu, Stat.compact_success if page else Stat.compact_fail)
     return page
 
 

@@ -110,10 +110,9 @@ def racy_order(page: Page):
 
 @inline
 def looks_movable(page: Page):
-    """On the LRU, and, if it is anon, with no more references than mappings: a pinned page does not move."""
-    return (page.flags.read() >> PG_lru) & 1 and not (
-        PageAnon(page) and not PageSwapCache(page) and page_ref_count(page) > page_mapcount(page)
-    )
+    """On the LRU, and, if no cache has it, with no more references than mappings: a pinned page does not move."""
+    uncached = page.mapping == 0 or (PageAnon(page) != 0 and PageSwapCache(page) == 0)
+    return (page.flags.read() >> PG_lru) & 1 and not (uncached and page_ref_count(page) > page_mapcount(page))
 
 
 @kernel

@@ -16,7 +16,7 @@ from concur_thp.arch.struct import I64, Struct, atomic
 from concur_thp.arch.trace import Tracepoint, trace
 from concur_thp.config import MAX_ORDER, pageblock_order
 from concur_thp.mm import alloc_slowpath
-from concur_thp.mm.alloc_slowpath import kcompactd_wait
+from concur_thp.mm.alloc_slowpath import COMPACT_INACTIVE, kcompactd_wait
 from concur_thp.mm.buddy import WMARK_LOW, any_block
 from concur_thp.mm.compact_scan import (
     CompactControl,
@@ -40,10 +40,10 @@ from concur_thp.mm.page_alloc import gfpflags_to_migratetype
 from concur_thp.mm.pcp import drain_pcp, highest_zone
 from concur_thp.mm.rmqueue import zone_watermark_ok
 from concur_thp.mm.swap import lru_add_drain
-from concur_thp.mm.vmstat import Stat, count_vm_event
 
-COMPACT_SKIPPED, COMPACT_CONTINUE, COMPACT_COMPLETE, COMPACT_CONTENDED, COMPACT_SUCCESS = 1, 3, 5, 7, 8
-"""Too little free memory to begin; go on; the scanners met; no page to move to; there is a free block."""
+COMPACT_SKIPPED, COMPACT_DEFERRED, COMPACT_CONTINUE, COMPACT_COMPLETE, COMPACT_CONTENDED, COMPACT_SUCCESS = 1, 2, 4, 5, 7, 8
+"""Too little free memory to begin; failed lately; go on; the scanners met; no page to move to; there is a free block."""
+assert COMPACT_DEFERRED == COMPACT_INACTIVE
 COMPACT_MAX_DEFER_SHIFT = 6
 
 
@@ -212,28 +212,30 @@ def try_to_compact_pages(cpu: Cpu, order: int, gfp: int):
     """Direct compaction: an allocation makes itself a block of this order.
 
     Context: no spinlock, no page or rmap lock held; mmap_sem may be. Sleeps, but waits for no page lock.
-    Return: 1 when it is worth looking for the block again.
-    Linux: mm/compaction.c try_to_compact_pages; mm/page_alloc.c __alloc_pages_direct_compact
+    Return: COMPACT_*, of several zones the furthest.
+    Linux: mm/compaction.c try_to_compact_pages
     Differs: asynchronous at every priority; is content with a movable block, which others can steal.
     """
     cc = compact_controls[cpu.id]
     if cc.direct:
-        return 0
+        return COMPACT_SKIPPED
     cc.direct = 1
-    count_vm_event(cpu, Stat.compact_stall)
-    result = COMPACT_SKIPPED
+    furthest = COMPACT_SKIPPED
     zone = highest_zone(gfpflags_to_migratetype(gfp))
-    while zone >= 0 and result != COMPACT_SUCCESS:
-        if zones[zone].start_pfn < zones[zone].end_pfn and not compaction_deferred(zone, order):
-            result = compact_zone(cpu, zone, order, MIGRATE_ASYNC)
-            if result == COMPACT_COMPLETE and gfp & __GFP_NORETRY == 0:
-                defer_compaction(zone, order)
-            elif result == COMPACT_SUCCESS:
-                compaction_defer_reset(zone, order)
+    while zone >= 0 and furthest != COMPACT_SUCCESS:
+        result = COMPACT_SKIPPED
+        if zones[zone].start_pfn < zones[zone].end_pfn:
+            result = COMPACT_DEFERRED
+            if not compaction_deferred(zone, order):
+                result = compact_zone(cpu, zone, order, MIGRATE_ASYNC)
+        if result == COMPACT_COMPLETE and gfp & __GFP_NORETRY == 0:
+            defer_compaction(zone, order)
+        elif result == COMPACT_SUCCESS:
+            compaction_defer_reset(zone, order)
+        furthest = max(furthest, result)
         zone -= 1
     cc.direct = 0
-    count_vm_event(cpu, Stat.compact_success if result == COMPACT_SUCCESS else Stat.compact_fail)
-    return result == COMPACT_SUCCESS
+    return furthest
 
 
 @kernel

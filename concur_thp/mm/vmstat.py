@@ -28,7 +28,7 @@ class Stat(IntEnum):
     thp_migration_success = 12
     thp_migration_fail = 13
     thp_migration_split = 14
-    compact_stall = 15  # direct compaction entered
+    compact_stall = 15  # direct compactions, skipped ones not counted
     compact_success = 16
     compact_fail = 17
     compact_migrate_scanned = 18

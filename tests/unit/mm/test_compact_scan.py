@@ -17,13 +17,15 @@ from concur_thp.mm.compact_scan import (
     release_freepages,
     suitable_migration_target,
 )
+from concur_thp.mm.flags import GFP_HIGHUSER_MOVABLE
 from concur_thp.mm.migrate import putback_movable_pages
 from concur_thp.mm.mm_types import MIGRATE_MOVABLE, MIGRATE_UNMOVABLE, Page, mem_map, pgdat, zones
+from concur_thp.mm.page_alloc import alloc_page
 from concur_thp.mm.page_flags import PG_lru, page_to_pfn
 from concur_thp.mm.page_ref import get_page, page_ref_count
 from concur_thp.mm.pcp import drain_pcp
 from concur_thp.mm.pgtable import pmd_trans_huge
-from concur_thp.mm.swap import lru_add_drain, put_page, putback_lru_page
+from concur_thp.mm.swap import lru_add_drain, lru_cache_add, put_page, putback_lru_page
 from concur_thp.mm.thp_sysfs import set_switch
 
 BASE = 1 << 24
@@ -49,6 +51,17 @@ def test_isolation_looks_again(new_task: Any) -> None:
     putback_lru_page(task.cpu, page)
     lru_add_drain(task.cpu)
     get_page(task.cpu, page)
+    assert not looks_movable(page)
+    put_page(task.cpu, page)
+
+
+def test_a_page_without_a_mapping_that_somebody_holds_does_not_look_movable(new_task: Any) -> None:
+    """Truncated, and pinned: on the LRU it cannot go anywhere. v4.20 asks page_mapping(), not PageAnon."""
+    task = new_task()
+    page = Page(alloc_page(task.cpu, GFP_HIGHUSER_MOVABLE))
+    lru_cache_add(task.cpu, page)
+    lru_add_drain(task.cpu)
+    assert page.mapping == 0 and page_ref_count(page) == 1 and page.flags.load() >> PG_lru & 1
     assert not looks_movable(page)
     put_page(task.cpu, page)
 

@@ -9,9 +9,11 @@ from concur_thp.arch.linker import kernel
 from concur_thp.arch.shared import SharedArray
 from concur_thp.arch.system import system
 from concur_thp.config import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGE_SIZE, PMD_SIZE
-from concur_thp.mm.alloc_slowpath import kcompactd_wait, try_to_compact_pages
+from concur_thp.mm.alloc_slowpath import __alloc_pages_direct_compact, kcompactd_wait, try_to_compact_pages
 from concur_thp.mm.buddy import free_area
 from concur_thp.mm.compaction import (
+    COMPACT_COMPLETE,
+    COMPACT_DEFERRED,
     COMPACT_SKIPPED,
     COMPACT_SUCCESS,
     compact_node,
@@ -24,7 +26,8 @@ from concur_thp.mm.flags import FOLL_WRITE, GFP_TRANSHUGE, MADV_HUGEPAGE
 from concur_thp.mm.gup import get_user_pages_unlocked
 from concur_thp.mm.madvise import do_madvise
 from concur_thp.mm.migrate import MIGRATE_ASYNC, MIGRATE_SYNC
-from concur_thp.mm.mm_types import NR_ZONES, Slot, mem_map, pgdat, zones
+from concur_thp.mm.mm_types import MIGRATE_MOVABLE, NR_ZONES, Page, Slot, mem_map, pgdat, zones
+from concur_thp.mm.page_alloc import prep_new_page
 from concur_thp.mm.pcp import drain_pcp
 from concur_thp.mm.pgtable import pmd_trans_huge
 from concur_thp.mm.swap import lru_add_drain, put_page
@@ -150,10 +153,39 @@ def test_not_again_at_once(new_task: Any) -> None:
     tries = []
     for _ in range(12):
         before = vmstat()["compact_migrate_scanned"]
-        assert try_to_compact_pages(task.cpu, order, GFP_TRANSHUGE) == 0
+        result = try_to_compact_pages(task.cpu, order, GFP_TRANSHUGE)
         tries.append(vmstat()["compact_migrate_scanned"] > before)
+        assert result == (COMPACT_COMPLETE if tries[-1] else COMPACT_DEFERRED)
     first = [i for i, tried in enumerate(tries) if tried]
     assert first[0] == 0 and first[1] - first[0] == 2 and first[2] - first[1] == 4
+
+
+def test_only_a_compaction_that_ran_is_a_stall(new_task: Any) -> None:
+    """Counters: one that is left out because the last one failed is none; success is that the allocation got its block."""
+    task = new_task()
+    n = int(sum(zones[number].nr_free_pages for number in range(NR_ZONES)) // 4)
+    task.mmap(BASE, n)
+    assert touch(task.cpu, BASE, n) == 0
+    order = HPAGE_PMD_ORDER + 2  # There can be no such block.
+    for _ in range(8):
+        before = vmstat()
+        assert not __alloc_pages_direct_compact(task.cpu, order, MIGRATE_MOVABLE, GFP_TRANSHUGE)
+        after = vmstat()
+        ran = after["compact_migrate_scanned"] > before["compact_migrate_scanned"]
+        assert [after[name] - before[name] for name in ("compact_stall", "compact_fail", "compact_success")] == [ran, ran, 0]
+
+
+def test_a_stall_with_success_is_one_that_gave_a_block(new_task: Any) -> None:
+    memory = Fragmented(new_task())
+    memory.take_blocks()
+    before = vmstat()
+    page = Page(__alloc_pages_direct_compact(memory.cpu, int(HPAGE_PMD_ORDER), MIGRATE_MOVABLE, GFP_TRANSHUGE))
+    after = vmstat()
+    assert page
+    assert [after[name] - before[name] for name in ("compact_stall", "compact_fail", "compact_success")] == [1, 0, 1]
+    prep_new_page(memory.cpu, page, int(HPAGE_PMD_ORDER), MIGRATE_MOVABLE, GFP_TRANSHUGE)
+    put_page(memory.cpu, page)
+    memory.check()
 
 
 def test_too_little_free(new_task: Any) -> None:
