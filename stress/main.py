@@ -5,8 +5,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from loguru import logger
-
 from concur_thp.arch import native
 from concur_thp.arch.system import system
 from concur_thp.check.audit import AuditResult, audit
@@ -36,7 +34,7 @@ from stress.replay import (
     replay_body,
     start_pass,
 )
-from stress.rundir import make_run_dir
+from stress.rundir import log_in, make_run_dir
 from stress.summary import closing_table, summary
 from workers.kcompactd import kcompactd
 from workers.khugepaged import khugepaged, khugepaged_wakeup
@@ -175,13 +173,10 @@ def run_stress(options: StressOptions) -> int:
         if options.chaos:
             machine.listen_chaos()
         run_dir = make_run_dir(Path(options.run_dir), replays[0].name if replays else "mix")
-        log = logger.add(run_dir / "log.txt", level="DEBUG")
-        try:
+        with log_in(run_dir):
             run = StressRun(options, machine, replays, weights)
             run.run()
             data, clue = _finish(run, run_dir)
-        finally:
-            logger.remove(log)
     if clue is not None and options.reproduce:  # On machines of its own, so not before this one is gone.
         search(clue, options, run_dir, data)
         write_json(str(run_dir / "summary.json"), data)

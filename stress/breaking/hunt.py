@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from concur_thp.rules import rule as data
 from concur_thp.rules.table import VARIANTS
 from concur_thp.rules.variant import Variant
-from stress.exploring.explorer import Explored, Explorer, link_for
+from stress.exploring.explorer import Explored, Explorer, Unrepeatable, link_for
 from stress.exploring.job import Failure, Job, Tally
 from stress.exploring.shrink import shrink_in_a_fork
 from stress.exploring.token import Token
@@ -95,26 +95,33 @@ def hunt(name: str, seed: int, seconds: float, order: int | None = None, tick: C
             found.caught, found.failure, found.attempt = True, explored.failure, attempt
             small, found.failure = shrink_in_a_fork(this, variant, explored.failure, TOKEN_SHRINK_SECONDS)
             found.token = Token.of(small, found.failure)
-    found.control = control(made, tick)
-    found.control_clean = found.control is None
+    control(found, made, tick)
     return found
 
 
 def undisturbed(explorer: Explorer, tick: Callable[[Tally], None] | None = None) -> Explored:
-    """One exploration of many; Ctrl-C ends them all."""
-    explored = explorer.run(tick)
+    """One exploration of many; Ctrl-C ends them all. Broken code may write anywhere, so that a crash of it does not repeat."""
+    try:
+        explored = explorer.run(tick)
+    except Unrepeatable as error:
+        if explorer.variant is None:
+            raise
+        explored = Explored(explorer.total(), None, outside=str(error))
     if explored.interrupted:
         raise KeyboardInterrupt
     return explored
 
 
-def control(made: list[tuple[Job, float]], tick: Callable[[Tally], None] | None) -> Failure | None:
-    """The same on the real code; None when it stays clean."""
+def control(found: Hunted, made: list[tuple[Job, float]], tick: Callable[[Tally], None] | None) -> None:
+    """The same on the real code. Whether it is clean is not known (None) when somebody ended a cell."""
+    found.control_clean = True
     for job, seconds in made:
         explored = undisturbed(Explorer(replace(job, variant=""), None, seconds=seconds), tick)
         if explored.failure is not None:
-            return explored.failure
-    return None
+            found.control, found.control_clean = explored.failure, False
+            return
+        if explored.outside:
+            found.problem, found.control_clean = found.problem or explored.outside, None
 
 
 __all__ = ["ATTEMPTS", "Hunted", "hunt", "job_for", "undisturbed"]

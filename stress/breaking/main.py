@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from loguru import logger
 from rich.table import Table
 
 from concur_thp.errors import Misuse
@@ -16,7 +17,7 @@ from stress.breaking.hunt import Hunted, hunt, job_for
 from stress.exploring.explorer import link_for
 from stress.exploring.handover import tell, write_all
 from stress.progress import Line
-from stress.rundir import make_run_dir
+from stress.rundir import log_in, make_run_dir
 from stress.scenarios.registry import SCENARIOS
 
 
@@ -43,11 +44,13 @@ def run_break(options: BreakOptions) -> int:
         link_for(job_for(rows[0], options.seed, options.order), None, progress)
     run_dir = make_run_dir(Path(options.run_dir), "break")
     hunted: list[Hunted] = []
-    with Line(out) as progress_line:
+    with log_in(run_dir), Line(out) as progress_line:
         for number, row in enumerate(rows, 1):
+            logger.info("{}: {}, on {}", row.id, row.mistake, row.scenario)
             what = f"{number} of {len(rows)}: {row.id} {row.mistake}"
             one = hunt(row.id, options.seed, options.seconds, options.order,
                        lambda tally, what=what: progress_line.say(f"{what}: {tally.schedules} schedules"))  # type: ignore[misc]
+            logger.info(line(one))
             hunted.append(one)
             drawn = _keep(run_dir, one)
             if len(rows) > 1:
@@ -60,7 +63,15 @@ def run_break(options: BreakOptions) -> int:
         result.out(f"\n{drawn}", highlight=False)
     else:
         result.print(total(hunted), highlight=False, soft_wrap=True)
-    return 0 if all(good(one) for one in hunted) else 1
+    return status(hunted)
+
+
+def status(hunted: list[Hunted]) -> int:
+    """0 when each was as it should be; 4 when the only ones that were not are those that somebody disturbed; else 1."""
+    bad = [one for one in hunted if not good(one)]
+    if not bad:
+        return 0
+    return 4 if all(one.problem and one.control is None for one in bad) else 1
 
 
 def wanted(options: BreakOptions) -> list[data.Variant]:
@@ -99,8 +110,9 @@ def line(one: Hunted) -> str:
     """A variant in one line."""
     if one.failure is None:
         verdict = "equivalent, not noticed" if one.variant.equivalent else "NOT CAUGHT"
+        verdict += f" ({one.problem})" if one.problem else ""
         return f"{one.id:6} {verdict} in {one.seconds:.1f} s, {one.tries} schedules of {one.variant.scenario}"
-    clean = "" if one.control_clean else "  AND SO IS THE REAL CODE"
+    clean = "  AND SO IS THE REAL CODE" if one.control else f"  (the real code: {one.problem})" if not one.control_clean else ""
     symptom = one.failure.symptom if len(one.failure.symptom) < 100 else one.failure.symptom[:97] + "..."
     attempt = f"{one.attempt.strategy} {one.attempt.depth}" if one.attempt else ""
     return (f"{one.id:6} caught in {one.seconds:.1f} s, {one.tries} schedules ({attempt}), {one.failure.preemptions} "
@@ -119,7 +131,10 @@ def whole(one: Hunted) -> Table:
     if failure is not None:
         facts += [("symptom", f"{failure.kind}: {failure.symptom}"), ("shrunk", f"{failure.preemptions} preemptions"),
                   ("again", f"concur-thp replay {one.token}")]
-    facts.append(("real code", "clean" if one.control_clean else f"NOT CLEAN: {one.control and one.control.symptom}"))
+    if one.problem:
+        facts.append(("disturbed", one.problem))
+    dirty = f"NOT CLEAN: {one.control.symptom}" if one.control else "not known"
+    facts.append(("real code", "clean" if one.control_clean else dirty))
     for name, value in facts:
         table.add_row(name, value)
     return table
@@ -131,11 +146,13 @@ def total(hunted: list[Hunted]) -> str:
     caught = [one for one in aimed if one.caught]
     seconds = [one.seconds for one in caught] or [0.0]
     preemptions = [one.failure.preemptions for one in caught if one.failure] or [0]
-    dirty = [one.id for one in hunted if not one.control_clean]
+    dirty = [one.id for one in hunted if one.control]
+    unknown = [one.id for one in hunted if one.control_clean is None]
     return (f"{len(caught)} of {len(aimed)} broken variants caught, median {statistics.median(seconds):.2f} s, "
             f"most {max(seconds):.1f} s; median of {statistics.median(preemptions):g} preemptions; "
             f"{sum(1 for one in hunted if one.variant.equivalent and not one.caught)} equivalent ones passed; "
-            + (f"real code not clean in {', '.join(dirty)}" if dirty else "real code clean"))
+            + (f"real code not clean in {', '.join(dirty)}" if dirty else "real code clean")
+            + (f"; somebody ended cells of {', '.join(unknown)}" if unknown else ""))
 
 
 __all__ = ["BreakOptions", "run_break"]

@@ -38,7 +38,13 @@ ONE_CELL = ("dfs", "dpor")
 """Strategies that go through schedules in an order: nothing to share out."""
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS)
 """What a run can do to its process; any other signal came from outside."""
+START_SECONDS = 60.0
+"""The same until its first run: booting, and loading what is compiled, takes seconds."""
 AUTOPSY_SECONDS = 60.0
+
+
+class Unrepeatable(EmulatorError):
+    """A run that killed its process once and not again: our own machinery, unless the code was broken on purpose."""
 
 
 @dataclass
@@ -155,10 +161,12 @@ class Explorer:
         return None
 
     def _stuck(self, number: int, words: mmap.mmap) -> bool:
-        if struct.unpack("qq", words[:16])[1] == 0:
-            return False  # It has its machine to make first.
-        waits = self._waits.setdefault(number, Patience(self._cells[number][0].pid, HUNG_SECONDS))
-        return waits.over(words[:16])
+        running = struct.unpack("qq", words[:16])[1] != 0
+        known = self._waits.get(number)
+        if known is None or (running and known.seconds != HUNG_SECONDS):  # It has its machine to make first.
+            known = Patience(self._cells[number][0].pid, HUNG_SECONDS if running else START_SECONDS)
+            self._waits[number] = known
+        return known.over(words[:16])
 
     def _died(self, number: int, code: int | None, words: mmap.mmap) -> Failure | None:
         """A cell is gone in the middle of a run: at fault, or killed by others? Found out by repeating the run in a fork."""
@@ -176,7 +184,7 @@ class Explorer:
             if code is None:
                 self._outside = text
                 return None
-            failure = Failure("crash", text)
+            raise Unrepeatable(text)
         failure.seed, failure.runs = seed, runs
         return failure
 
@@ -261,4 +269,4 @@ def _autopsy(job: Job, variant: Variant | None, again: Repeat, sender: Any, pare
     os._exit(0)
 
 
-__all__ = ["Explored", "Explorer", "link_for"]
+__all__ = ["Explored", "Explorer", "Unrepeatable", "link_for"]

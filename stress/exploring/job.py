@@ -16,6 +16,8 @@ class Stretch(NamedTuple):
 
 
 Schedule = tuple[Stretch, ...]
+PROGRAMS = "programs in Python"
+"""Stands for a scenario in the jobs and tokens of programs that are Python functions."""
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,13 @@
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from loguru import logger
 
 from concur_thp.errors import Misuse
 from concur_thp.machine import Machine
@@ -14,12 +18,12 @@ from stress.exploring.autopsy import Repeat, in_a_fork
 from stress.exploring.cell import Cell
 from stress.exploring.explorer import Explored, Explorer, link_for
 from stress.exploring.handover import Told, tell, write_all
-from stress.exploring.job import Failure, Job, Tally
+from stress.exploring.job import PROGRAMS, Failure, Job, Tally
 from stress.exploring.shrink import shrink_in_a_fork
 from stress.exploring.token import Token, fingerprint
 from stress.exploring.variants import variant_of
 from stress.progress import Line
-from stress.rundir import make_run_dir
+from stress.rundir import log_for_later, make_run_dir
 from stress.scenarios.registry import SCENARIOS, scenario_named
 
 ALL = "all"
@@ -85,18 +89,20 @@ def _explore_all(options: ExploreOptions) -> int:
 def _explore(options: ExploreOptions) -> tuple[dict[str, Any], Explored]:
     """One exploration."""
     job = options.job
-    out = console(options.quiet)
-    began = time.monotonic()
-    explorer = Explorer(job, cells=options.cells, schedules=options.schedules, seconds=options.seconds)
-    with Line(out) as progress_line:
-        explored = explorer.run(lambda tally: progress_line.say(_line(job, tally)))
-    seconds = time.monotonic() - began
-    told = _shrunk(options, explored) if explored.failure else None
-    data = summary(job, explored, seconds, told.token if told else None)
-    if told is not None:
-        _keep(options, data, told)
-        if told.chart and not options.quiet:
-            print(f"\n{told.chart}\n", file=sys.stderr)
+    with log_for_later() as keep_log:
+        logger.info("explore {}", {name: value for name, value in vars(job).items() if value})
+        began = time.monotonic()
+        explorer = Explorer(job, cells=options.cells, schedules=options.schedules, seconds=options.seconds)
+        with Line(console(options.quiet)) as progress_line:
+            explored = explorer.run(lambda tally: progress_line.say(_line(job, tally)))
+        seconds = time.monotonic() - began
+        logger.info("{}, {:.1f} s", _line(job, explored.tally), seconds)
+        told = _shrunk(options, explored) if explored.failure else None
+        data = summary(job, explored, seconds, told.token if told else None)
+        if told is not None:
+            _keep(options, data, told, keep_log)
+            if told.chart and not options.quiet:
+                print(f"\n{told.chart}\n", file=sys.stderr)
     return data, explored
 
 
@@ -108,13 +114,15 @@ def _shrunk(options: ExploreOptions, explored: Explored) -> Told:
     """Shrink the failure, and tell it."""
     failure = explored.failure
     assert failure is not None
+    logger.info("{} after {} runs, {} preemptions: {}", failure.kind, failure.runs, failure.preemptions, failure.symptom)
     job, small = shrink_in_a_fork(replace(options.job, repeat=False), None, failure, options.shrink_seconds)
     explored.failure = small
     small.seconds, small.runs = failure.seconds, failure.runs
+    logger.info("shrunk to {} preemptions: {}", small.preemptions, small.symptom)
     return tell(Token.of(job, small), small)
 
 
-def _keep(options: ExploreOptions, data: dict[str, Any], told: Told) -> None:
+def _keep(options: ExploreOptions, data: dict[str, Any], told: Told, keep_log: Callable[[Path], None]) -> None:
     """The run directory. Where none can be made, the failure is told on the terminal all the same."""
     name = f"explore-{options.job.scenario}"
     try:
@@ -125,6 +133,8 @@ def _keep(options: ExploreOptions, data: dict[str, Any], told: Told) -> None:
     data["run_dir"] = str(run_dir)
     for problem in write_all(run_dir, told, data, name):
         print(f"not kept: {problem}", file=sys.stderr)
+    with suppress(OSError):  # Said above, if it is the disk.
+        keep_log(run_dir)
 
 
 def summary(job: Job, explored: Explored, seconds: float, token: Token | None) -> dict[str, Any]:
@@ -171,6 +181,9 @@ def _say_failure(data: dict[str, Any], failure: Failure) -> None:
 def run_replay(token: Token, times: int, json: str, quiet: bool, draw: bool = False) -> int:
     """Run a token's schedule again and again; 0 when each time the same happened. `draw`: print its chart, too."""
     out = console(quiet)
+    if token.job.scenario == PROGRAMS:
+        raise Misuse(f"the token is of {PROGRAMS} ({', '.join(token.job.programs)}): replay it where they are declared, with "
+                     "m.explore(token=\"...\")")
     Machine._import_kernel()
     variant = variant_of(token.job)
     with compile_progress(out) as progress:

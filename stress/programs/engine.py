@@ -23,7 +23,7 @@ from concur_thp.program.processor import one_of
 from concur_thp.sched.state import MAX_CHANGES
 from concur_thp.trace.chart import chart
 from stress.exploring.explorer import Explored, Explorer, cell_life
-from stress.exploring.job import Failure, Job, Tally
+from stress.exploring.job import PROGRAMS, Failure, Job, Tally
 from stress.exploring.settle import settle
 from stress.exploring.token import Token
 from stress.programs.cell import Check, ProgramCell
@@ -32,8 +32,6 @@ from stress.programs.telling import ProgramTeller
 from workers.controlled import STRATEGIES
 from workers.programs import names_of
 
-SCENARIO = "programs in Python"
-"""Stands for a scenario in the jobs and tokens of programs."""
 FOLLOWING = ("replay", "guided")
 PATIENCE_SECONDS = 120.0
 """Until a cell that shrinks, replays or tells is given up."""
@@ -168,7 +166,7 @@ def explore(machine: Machine, programs: Programs, *, strategy: str = "pct", dept
     one_of("strategy", strategy, [name for name in STRATEGIES if name not in FOLLOWING])
     _in_range("depth", depth, 0 if strategy == "dfs" else 1, MAX_CHANGES)
     _in_range("schedules", schedules, 0 if seconds else 1, 1 << 40)
-    job = Job(SCENARIO, machine.config.order, len(every), strategy, depth, seed, programs=tuple(names_of(every)), bound=bound,
+    job = Job(PROGRAMS, machine.config.order, len(every), strategy, depth, seed, programs=tuple(names_of(every)), bound=bound,
               checks=checks)
     ground = Ground(machine, programs, check)
     with ground.linked():
@@ -225,4 +223,4 @@ def _chart(ground: Ground, job: Job, failure: Failure) -> str:
         return str(ground.in_fork(job, tell))
 
 
-__all__ = ["SCENARIO", "Exploration", "Found", "explore"]
+__all__ = ["Exploration", "Found", "explore"]

@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from concur_thp.errors import EmulatorError
 from concur_thp.sched.state import sched
+from stress.breaking.hunt import undisturbed
 from stress.exploring.autopsy import Repeat, in_a_fork
 from stress.exploring.cell import Cell
-from stress.exploring.explorer import Explorer, link_for
+from stress.exploring.explorer import Explorer, Unrepeatable, link_for
 from stress.exploring.job import Job, Tally
+from stress.exploring.settle import settle
 from tests.processes import is_running, wait_for
+from tests.stress.test_exploring import LOST_ZAP, variant_named
 
 PCT = Job("dontneed_vs_split_pmd", seed=7)
 
@@ -37,6 +41,51 @@ def test_a_cell_that_others_end_is_no_finding(number):
     explored = explorer.run(end_one)
     assert explored.failure is None and explored.verdict == "inconclusive"
     assert number.name in explored.outside
+
+
+def test_a_crash_that_does_not_repeat_is_our_own_fault():
+    """It used to be reported as a crash of the kernel, with a token of nothing."""
+    link_for(PCT)
+    explorer = Explorer(PCT, cells=1, seconds=240)
+    ended = []
+
+    def crash_one(tally: Tally) -> None:
+        if tally.schedules and not ended:
+            ended.append(True)
+            os.kill(cells_of(explorer)[0], signal.SIGSEGV)
+
+    with pytest.raises(Unrepeatable, match="ended by SIGSEGV in the run of seed .* and not when that was repeated"):
+        explorer.run(crash_one)
+
+
+def test_a_crash_of_broken_code_that_does_not_repeat_disturbs_the_hunt():
+    """Broken code may write anywhere: the hunt goes on, and says so."""
+    explorer = Explorer(PCT, variant_named(LOST_ZAP), cells=1)
+
+    def run(tick):
+        raise Unrepeatable("a cell was ended by SIGSEGV")
+
+    explorer.run = run
+    explored = undisturbed(explorer)
+    assert explored.failure is None and explored.outside == "a cell was ended by SIGSEGV"
+    explorer.variant = None
+    with pytest.raises(Unrepeatable):
+        undisturbed(explorer)
+
+
+def test_a_cell_that_never_begins_is_given_up(monkeypatch):
+    """Nobody looked before the first run: the exploration would have waited for ever."""
+    monkeypatch.setattr("stress.exploring.explorer.START_SECONDS", 0.2)
+    explorer = Explorer(PCT, cells=1)
+
+    def start_life(number, core, sender, words, parent):
+        settle(parent)
+        while True:
+            pass
+
+    explorer._start_life = start_life
+    with pytest.raises(EmulatorError, match="stood still before its first run"):
+        explorer.run()
 
 
 def test_a_cell_that_is_ended_before_its_first_run_is_no_finding():
