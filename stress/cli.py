@@ -9,7 +9,7 @@ from concur_thp.errors import Misuse
 from stress.bench.options import MOST_PROCESSES, PLOT_KINDS, PROCESSES, ROUNDS, BenchOptions
 from stress.options import ENABLED, WORDS_OF_A_PAGE, StressOptions
 
-LOCK_SECONDS = 6.0
+LOCK_SECONDS = 12.0
 """Longest hunt for one cut of `break --locks`."""
 
 def _recordings(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:

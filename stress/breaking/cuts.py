@@ -1,7 +1,7 @@
 """Every call of a lock, trylock or flush in mm/, and every second look, found in the syntax trees: what happens without it?
 
-Nobody wrote this list down, so it also holds what no rule speaks of. A lock goes together with its unlocks in the same
-function, so that what is missing is the exclusion and not the bookkeeping.
+Nobody wrote this list down, so it also holds what no rule speaks of. A lock goes together with its unlocks, in the same
+function and where ELSEWHERE says, so that what is missing is the exclusion and not the bookkeeping.
 """
 
 import ast
@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from concur_thp.arch.checked import site_id
 from concur_thp.arch.linker import Source
 from concur_thp.rules.edit import Edit
-from concur_thp.rules.find import places, text
+from concur_thp.rules.find import find, places, text
 
 UNLOCKS = {
     "spin_lock": "spin_unlock", "spin_lock_nested": "spin_unlock", "spin_lock_irq": "spin_unlock_irq",
@@ -33,6 +34,27 @@ SECOND_LOOKS = {"pmd_same", "pte_same", "pmd_trans_unstable", "hugepage_vma_reva
 LEAVES = (ast.Return, ast.Continue, ast.Break)
 
 
+ELSEWHERE: dict[tuple[str, str], tuple[tuple[str, str, int], ...]] = {
+    ("anon_vma_lock_read", "down_read"): (("anon_vma_unlock_read", "up_read(...)", 0),),
+    ("anon_vma_lock_write", "down_write"): (("anon_vma_unlock_write", "up_write(...)", 0),),
+    ("migration_entry_wait", "spin_lock"): (
+        ("pmd_migration_entry_wait", "spin_lock(...)", 1), ("wait_for_migration", "spin_unlock(...) #1", 0),
+        ("wait_for_migration", "spin_unlock(...) #2", 0)),
+    ("pmd_migration_entry_wait", "spin_lock"): (
+        ("migration_entry_wait", "spin_lock(...)", 1), ("wait_for_migration", "spin_unlock(...) #1", 0),
+        ("wait_for_migration", "spin_unlock(...) #2", 0)),
+    ("pvmw_lock", "spin_lock"): (("pvmw_unlock", "spin_unlock(...)", 0),),
+    ("take_rmap_locks", "down_write"): (("drop_rmap_locks", "up_write(...)", 0),),
+    ("take_rmap_locks", "anon_vma_lock_write"): (("drop_rmap_locks", "anon_vma_unlock_write(...)", 0),),
+    ("rmap_walk_lock", "down_read"): (("rmap_walk_unlock", "up_read(...)", 0),),
+}
+"""(function, lock) -> where the lock is given back in other functions, and what stands there then."""
+GIVES: dict[str, int | str] = {"lock_anon_pmd_page": "Page(0)"}
+"""Locks that return what they have locked, and what without them is in its place: nothing to unlock."""
+AROUND = {"pvmw_lock", "page_lock_anon_vma_read"}
+"""Locks whose body has cuts of its own; nobody would miss a call of them but the books."""
+
+
 class Cut(NamedTuple):
     """One thing left out."""
 
@@ -42,7 +64,14 @@ class Cut(NamedTuple):
     function: str
     line: int
     what: str
-    edit: Edit
+    edits: tuple[Edit, ...]
+    site: int
+    """The statement, as checked and traced builds number it."""
+
+    @property
+    def edit(self) -> Edit:
+        """What is done to the function itself."""
+        return self.edits[0]
 
 
 @dataclass(frozen=True)
@@ -56,7 +85,7 @@ class WithoutLock(Edit):
         call = _call(place.statement)
         assert call is not None
         name, lock = _name(call), _argument(call)
-        _replace(place.statement, call, 1)
+        _replace(place.statement, call, GIVES.get(name, 1))
         unlock = UNLOCKS.get(name) or TRYLOCKS.get(name)
         for other in list(places(tree)):
             undo = _call(other.statement)
@@ -75,6 +104,20 @@ class WithoutCall(Edit):
         call = _call(statement)
         assert call is not None
         _replace(statement, call, 0)
+
+
+@dataclass(frozen=True)
+class Elsewhere(Edit):
+    """A call that belongs to a lock left out in another function."""
+
+    at: str
+    value: int
+
+    def apply(self, tree: ast.FunctionDef) -> None:
+        statement = find(tree, self.at).statement
+        call = _call(statement)
+        assert call is not None
+        _replace(statement, call, self.value)
 
 
 @dataclass(frozen=True)
@@ -109,13 +152,16 @@ def _argument(call: ast.Call) -> str:
     return ", ".join(ast.unparse(a) for a in call.args if ast.unparse(a) != "cpu")
 
 
-def _replace(statement: ast.stmt, call: ast.Call, value: int) -> None:
-    """Put a number where the call stood."""
+def _replace(statement: ast.stmt, call: ast.Call, value: int | str) -> None:
+    """Put a number, or an expression, where the call stood."""
+    instead = ast.parse(str(value), mode="eval").body
 
     class Swap(ast.NodeTransformer):
         def visit_Call(self, node: ast.Call) -> ast.expr:
             if node is call:
-                return ast.copy_location(ast.Constant(value), node)
+                for part in ast.walk(instead):
+                    ast.copy_location(part, node)
+                return instead
             self.generic_visit(node)
             return node
 
@@ -137,12 +183,20 @@ def _cuts_of(source: Source) -> Iterator[Cut]:
         if made is not None:
             kind, edit = made
             line = source.first_line + statement.lineno - 1
-            yield Cut(f"{source.name}:{line}", kind, source.name, line, text(statement), edit)
+            edits = (edit, *(Elsewhere(*row) for row in ELSEWHERE.get((source.name, _lock_of(statement)), ())))
+            yield Cut(f"{source.name}:{line}", kind, source.name, line, text(statement), edits, site_id(source, statement))
+
+
+def _lock_of(statement: ast.stmt) -> str:
+    call = _call(statement)
+    return _name(call) if call is not None else ""
 
 
 def _cut(source: Source, number: int, statement: ast.stmt) -> tuple[str, Edit] | None:
     call = _call(statement)
     name = _name(call) if call is not None else ""
+    if name in AROUND:
+        return None
     if name in UNLOCKS and UNLOCKS[name] != source.name:
         return "lock", WithoutLock(source.name, number)
     if name in TRYLOCKS:

@@ -8,7 +8,7 @@ from concur_thp.machine import Machine
 from concur_thp.rules.find import places, source_named, text
 from concur_thp.rules.variant import Variant
 from stress.breaking.cuts import all_cuts
-from stress.breaking.wholesale import HARMLESS, harmless
+from stress.breaking.harmless import HARMLESS, harmless
 
 
 def cuts():
@@ -50,7 +50,7 @@ def test_a_second_look_goes_the_way_of_no_change():
 def test_cuts_can_be_compiled():
     some = [cut for cut in cuts() if cut.function in ("do_anonymous_page", "zap_huge_pmd")]
     for cut in some:
-        variant = Variant((cut.edit,), f"cut-{cut.function}-{cut.line}")
+        variant = Variant(cut.edits, f"cut-{cut.function}-{cut.line}")
         assert variant.compile()
     assert some and all(isinstance(s, Source) for s in [source_named(cut.function) for cut in some])
 
