@@ -39,10 +39,10 @@ ELSEWHERE: dict[tuple[str, str], tuple[tuple[str, str, int], ...]] = {
     ("anon_vma_lock_write", "down_write"): (("anon_vma_unlock_write", "up_write(...)", 0),),
     ("migration_entry_wait", "spin_lock"): (
         ("pmd_migration_entry_wait", "spin_lock(...)", 1), ("wait_for_migration", "spin_unlock(...) #1", 0),
-        ("wait_for_migration", "spin_unlock(...) #2", 0)),
+        ("wait_for_migration", "spin_unlock(...) #1", 0)),
     ("pmd_migration_entry_wait", "spin_lock"): (
         ("migration_entry_wait", "spin_lock(...)", 1), ("wait_for_migration", "spin_unlock(...) #1", 0),
-        ("wait_for_migration", "spin_unlock(...) #2", 0)),
+        ("wait_for_migration", "spin_unlock(...) #1", 0)),
     ("pvmw_lock", "spin_lock"): (("pvmw_unlock", "spin_unlock(...)", 0),),
     ("take_rmap_locks", "down_write"): (("drop_rmap_locks", "up_write(...)", 0),),
     ("take_rmap_locks", "anon_vma_lock_write"): (("drop_rmap_locks", "anon_vma_unlock_write(...)", 0),),

@@ -29,9 +29,10 @@ FIRST = ("pct", 3, 1)
 """Strategy, depth and checks of the first look at each scenario."""
 THEN = (("random", 2, 1), ("pct", 5, 1), ("pct", 2, 0), ("random", 4, 1), ("random", 1, 0), ("pct", 8, 1))
 """How the best of them are gone on with."""
-SCENARIOS_OF_A_CUT, BEST = 16, 4
+SCENARIOS_OF_A_CUT, BEST = 12, 4
 FIRST_SCHEDULES, SCHEDULES = 600, 6000
-"""Of each scenario at first, and of the best in each other way: counted, so that a loaded machine looks as well as a free one."""
+"""Of each scenario at first, and of the best in each other way. Counted, so that a loaded machine looks as well as a free
+one; --seconds says when it is enough."""
 LEAST_CONTROL = 200
 """Schedules of the real code, at least, that have to be clean where a cut was caught."""
 MOST_CONTROL = 20_000

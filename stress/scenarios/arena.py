@@ -140,7 +140,9 @@ def arena_clear(cpu: Cpu):
     Emulator: all programs end.
     """
     for number in range(arena.parties):
+        set_current(int(cpus[number]))  # Who frees a page with it holds locks, and guards ask the current CPU.
         unpin_all(cpus[number])
+    set_current(int(cpu))
     for number in range(NR_SPACES):
         replace_space(cpu, number, 0)
     for number in range(NR_SLOTS):

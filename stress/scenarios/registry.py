@@ -3,7 +3,20 @@
 from typing import Any
 
 from concur_thp.errors import unknown
-from stress.scenarios import collapses, copies, faults, moves, pressure, reclaims, sequences, splits, stale, zap
+from stress.scenarios import (
+    collapses,
+    copies,
+    daemons,
+    faults,
+    mixes,
+    moves,
+    pressure,
+    reclaims,
+    sequences,
+    splits,
+    stale,
+    zap,
+)
 from stress.scenarios.scenario import Scenario
 
 
@@ -15,7 +28,9 @@ RACES = _by_name(faults, zap, splits, collapses, moves, pressure)
 """The races of Appendix B."""
 PROVOKING = _by_name(sequences, stale, copies, reclaims)
 """More, made to provoke what broken variants of the rules do wrong; some of them on one CPU."""
-SCENARIOS = RACES | PROVOKING
+MIXES = _by_name(mixes, daemons)
+"""For `break --locks`: several CPUs meet in each lock, flush and second look."""
+SCENARIOS = RACES | PROVOKING | MIXES
 
 PAIRS = {
     1: "fault and fault on one empty pmd",
@@ -75,4 +90,4 @@ def find(names: tuple[str, ...]) -> list[Scenario]:
     return [scenario for name, scenario in SCENARIOS.items() if name in wanted]
 
 
-__all__ = ["PAIRS", "PROVOKING", "RACES", "SCENARIOS", "find", "scenario_named"]
+__all__ = ["MIXES", "PAIRS", "PROVOKING", "RACES", "SCENARIOS", "find", "scenario_named"]

@@ -5,6 +5,7 @@ from collections import Counter
 
 from concur_thp.arch.linker import Source
 from concur_thp.machine import Machine
+from concur_thp.rules.edit import edited_trees
 from concur_thp.rules.find import places, source_named, text
 from concur_thp.rules.variant import Variant
 from stress.breaking.cuts import all_cuts
@@ -38,6 +39,22 @@ def test_a_lock_goes_with_its_unlocks():
     tree = copy.deepcopy(source_named(cut.function).tree)
     cut.edit.apply(tree)
     assert not [p for p in places(tree) if "spin_lock(" in text(p.statement) or "spin_unlock(cpu, ptl)" in text(p.statement)]
+
+
+def test_a_lock_that_another_function_gives_back_goes_with_that():
+    cut = next(c for c in cuts() if c.function == "migration_entry_wait" and c.kind == "lock")
+    trees = edited_trees(cut.edits)
+    left = [text(p.statement) for tree in trees.values() for p in places(tree) if "spin_" in text(p.statement)]
+    assert {s.name for s in trees} == {"migration_entry_wait", "pmd_migration_entry_wait", "wait_for_migration"} and not left
+    for row in [c for c in cuts() if len(c.edits) > 1]:
+        assert Variant(row.edits, f"cut-{row.function}-{row.line}").trees, row
+
+
+def test_a_lock_that_returns_what_it_locks_returns_nothing():
+    cut = next(c for c in cuts() if c.function == "__split_huge_pmd" and "lock_anon_pmd_page" in c.what)
+    tree = copy.deepcopy(source_named(cut.function).tree)
+    cut.edit.apply(tree)
+    assert [text(p.statement) for p in places(tree)].count("locked = Page(0)") == 2
 
 
 def test_a_second_look_goes_the_way_of_no_change():

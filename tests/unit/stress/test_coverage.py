@@ -1,0 +1,36 @@
+"""Which scenarios come by a statement, and in which several CPUs do: what `break --locks` chooses by."""
+
+from concur_thp.machine import Machine
+from stress.breaking.coverage import Visit, coverage, visits
+from stress.breaking.cuts import Cut, all_cuts
+from stress.breaking.wholesale import BEST, FIRST_SCHEDULES, SCHEDULES, THEN, attempts
+from stress.exploring.job import Job
+
+
+def cut(function: str, what: str) -> Cut:
+    Machine._import_kernel()
+    return next(c for c in all_cuts() if c.function == function and what in c.what)
+
+
+def test_statements_are_counted_by_runs_and_by_cpus():
+    zap, swap = cut("zap_pte_range", "spin_lock(cpu, ptl)"), cut("swap_duplicate", "spin_lock")
+    shared, runs = visits(Job("mix_dontneeds", build="traced"))[zap.site]
+    assert 0 < shared <= runs, "two CPUs come by in some runs"
+    alone, runs = visits(Job("partial_dontneed", build="traced"))[zap.site]
+    assert alone == 0 and runs > 0, "there is one CPU only"
+    assert swap.site not in visits(Job("partial_dontneed", build="traced"))
+
+
+def test_those_in_which_cpus_meet_come_first():
+    zap = cut("zap_pte_range", "spin_lock(cpu, ptl)")
+    rows = coverage(("partial_dontneed", "mix_dontneeds"))[zap.site]
+    assert [row.scenario for row in rows] == ["mix_dontneeds", "partial_dontneed"] and rows[0].shared > rows[1].shared
+
+
+def test_every_scenario_is_looked_at_and_the_best_are_gone_on_with():
+    rows = [Visit(f"s{n}", 9 - n, 9) for n in range(6)]
+    made = list(attempts(rows, 1))
+    first, then = made[:6], made[6:]
+    assert [job.scenario for job, _ in first] == [row.scenario for row in rows]
+    assert {schedules for _, schedules in first} == {FIRST_SCHEDULES} and {schedules for _, schedules in then} == {SCHEDULES}
+    assert {job.scenario for job, _ in then} == {"s0", "s1", "s2", "s3"} and len(then) == BEST * len(THEN)
