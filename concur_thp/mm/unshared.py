@@ -27,6 +27,7 @@ _OWN_LIST = "this CPU's own list: the page is its own"
 _TABLE = "a table page that is not in a tree yet, or no more"
 _LEFT = "nothing is in the anon_vma any more, and the vma is leaving"
 _CHAIN = "under mmap_sem for reading it is page_table_lock that keeps two writers apart; for writing nobody else is here"
+_STACK = "under mmap_sem for reading the anon_vma and page_table_lock keep growers apart; who reads without looks twice (K20)"
 
 ROWS = (
     Row("mm_init", "Mm.brk Mm.start_brk Mm.mmap_base Mm.locked_vm Mm.map_count Mm.slot_next Mm.slot_prev", _NEW_MM),
@@ -51,6 +52,7 @@ ROWS = (
     Row("anon_vma_free", "AnonVma.rb_root", _FREED),
     Row("put_empty_anon_vmas", "AnonVma.degree AnonVmaChain.same_vma Vma.avc_head", _LEFT),
     Row("unlink_anon_vmas", "AnonVmaChain.same_vma Vma.avc_head", _EXIT),
+    Row("expand_stack", "Vma.vm_start Vma.vm_pgoff Mm.locked_vm", _STACK),
     Row("anon_vma_chain_link", "AnonVmaChain.same_vma Vma.avc_head", _CHAIN),
     Row("file_alloc", "AddressSpace.i_mmap AddressSpace.nrpages", "the file is new"),
     Row("__page_set_anon_rmap", "Page.mapping Page.index", _FRESH),

@@ -19,11 +19,12 @@ from concur_thp.config import NR_CPUS, PAGE_SHIFT
 from concur_thp.errors import Misuse
 from concur_thp.mm.deferred_split_drain import deferred_split_scan
 from concur_thp.mm.errno import EINVAL, ESRCH
-from concur_thp.mm.flags import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE
+from concur_thp.mm.flags import MAP_ANONYMOUS, MAP_FIXED, MAP_GROWSDOWN, MAP_PRIVATE, PROT_READ, PROT_WRITE
 from concur_thp.mm.huge_zero import shrink_huge_zero_page
 from concur_thp.mm.lru import LRU_INACTIVE_ANON
 from concur_thp.mm.mm_types import pgdat
-from concur_thp.mm.syscall import sys_madvise, sys_mlock, sys_mmap, sys_mprotect, sys_mremap, sys_munlock, sys_munmap
+from concur_thp.mm.pagewalk import clear_refs
+from concur_thp.mm.syscall import sys_brk, sys_madvise, sys_mlock, sys_mmap, sys_mprotect, sys_mremap, sys_munlock, sys_munmap
 from concur_thp.program.access import (
     look_at,
     same_frame,
@@ -58,13 +59,14 @@ from concur_thp.program.pressure import (
     step_files,
     swap_out_address,
 )
-from concur_thp.program.spaces import enter_space, fork_space, in_mm, leave_space, renew_space, replace_space
+from concur_thp.program.spaces import current_mm, enter_space, fork_space, in_mm, leave_space, renew_space, replace_space
 from concur_thp.program.step import Step
 from concur_thp.program.table import MAX_ARGUMENTS, STEP_BASE, StepOp
 
 SETUP, CHECK = NR_CPUS, NR_CPUS + 1
 """Numbers of the programs that run before and after those of the CPUs."""
 MAX_ROWS = 1024
+STACK = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_GROWSDOWN
 
 
 class StepSlot(Struct, size=72):
@@ -196,7 +198,7 @@ def run_step(cpu: Cpu, row: StepSlot):
     if op == StepOp.drop:
         replace_space(cpu, a0, 0)
         return 0
-    if op <= StepOp.advise or op in (StepOp.lock, StepOp.unlock):
+    if op <= StepOp.advise or op in (StepOp.lock, StepOp.unlock, StepOp.stack, StepOp.brk, StepOp.clear_refs):
         return run_call(cpu, row, op, a0)
     return run_physical(cpu, row, op, a0)
 
@@ -232,6 +234,12 @@ def run_call(cpu: Cpu, row: StepSlot, op: int, a0: int):
         status = sys_mlock(cpu, a0, row.arg[1])
     elif op == StepOp.unlock:
         status = sys_munlock(cpu, a0, row.arg[1])
+    elif op == StepOp.stack:
+        status = sys_mmap(cpu, a0, row.arg[1], PROT_READ | PROT_WRITE, STACK, 0, 0)
+    elif op == StepOp.brk:
+        status = sys_brk(cpu, current_mm(cpu).start_brk + a0)
+    elif op == StepOp.clear_refs:
+        return clear_refs(cpu, current_mm(cpu), a0, a0 + row.arg[1])
     return status if status < 0 else 0
 
 

@@ -82,6 +82,9 @@ class StepOp(IntEnum):
     pin_run = 44
     poison = 45
     hint = 46
+    stack = 47
+    brk = 48
+    clear_refs = 49
 
 
 PROTS = {"none": PROT_NONE, "ro": PROT_READ, "rw": PROT_READ | PROT_WRITE}
@@ -172,6 +175,9 @@ STEP_TABLE = (
     StepRow(StepOp.poison, ("slot",), "memory failure of the noted frame", "0, -EBUSY, -EHWPOISON"),
     StepRow(StepOp.hint, ("page", "pages"), "take rights from the entries, as NUMA balancing does; the next access faults",
             "pages changed, or an error"),
+    StepRow(StepOp.stack, ("page", "pages"), "mmap a stack there: it grows down to what is touched below it"),
+    StepRow(StepOp.brk, ("pages",), "set the program break so many pages behind its start"),
+    StepRow(StepOp.clear_refs, ("page", "pages"), "make the pages old, as one who knows nothing of huge pages", "pages mapped"),
 )
 
 assert [row.op for row in STEP_TABLE] == list(StepOp)

@@ -43,7 +43,7 @@ RECLAIMS = (
 )
 FILES = (
     mix("mix_file_shared", "parent and child store into a page of a file while it is migrated and reclaimed", ("R25", "X13"),
-        SHARED_FILE, "enter 0; load 3; store 3 7; protect 2 4 ro", "enter 1; load 3; store 3 8; reclaim 8",
+        SHARED_FILE, "enter 0; load 3; protect 0 1h ro; protect 0 1h rw; store 3 7", "enter 1; load 3; store 3 8; reclaim 8",
         "migrate_frame 0 whole; drop_caches 0"),
     mix("mix_file_faults", "threads fault on pages of a file while they are dropped", ("R25", "R33"), PRIVATE_FILE,
         "enter 0; advise 0 1h dontneed; load 3; load 6", "enter 0; store 3 7; load 6; advise 0 1h dontneed; load 3",

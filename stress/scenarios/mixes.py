@@ -118,4 +118,22 @@ FORKS = (
         "enter 0; fork 1; drop 1", "migrate_frame 0 whole; drop_caches 0", "enter 0; store 3 7; protect 2 2 ro; load 3",
         check="enter 0; third: load 3", third=(0, 7)),
 )
-SCENARIOS = (*UNMAPS, *PROTECTIONS, *MOVES, *FORKS)
+CALLS = (
+    mix("mix_stacks", "two threads let one stack grow while a third forks, and one of its pages is migrated", ("R25", "X17"),
+        "new 0; enter 0; stack 60h 1h; store 60h 9; drain\n",
+        "enter 0; store 59h 1; load 58h+3; migrate 59h whole", "enter 0; store 58h+5 2; store 59h 3; swap_out 58h+5",
+        "enter 0; fork 1; drop 1; store 57h 4",
+        check="enter 0; top: load 60h; one: load 59h; two: load 58h+5; four: load 57h; pages: rss 0",
+        top=(0, 9), one=(0, {1, 3}), two=(0, 2), four=(0, 4)),
+    mix("mix_brk", "two threads move the program break, a third maps and forks", ("X17",), MAPPED,
+        "enter 0; brk 4; brk 1h; brk 0", "enter 0; brk 2; brk 0; brk 2h", "enter 0; map 8h 1h rw; fork 1; drop 1; unmap 8h 1h",
+        check="enter 0; brk 0; pages: rss 0", pages=(0, 0)),
+    mix("mix_clear_refs", "pages become old by one who knows nothing of huge pages, while they are thrown away and reclaimed",
+        ("R11", "X3"), HUGE, "enter 0; clear_refs 0 1h", "enter 0; store 3 7; advise 0 4 dontneed; store 3 9",
+        "enter 0; load 5; swap_out 5; clear_refs 0 4", check="enter 0; third: load 3; old: count 4 4 104", third=(0, 9),
+        old=(4, 0), swap=True),
+    mix("mix_clear_refs_vs_zap", "pages become old while the pmd comes and goes", ("R11", "R18"), HUGE,
+        "enter 0; clear_refs 0 1h; clear_refs 0 1h", "enter 0; advise 0 1h dontneed; store 3 9", "enter 0; split_pmd 0; load 5",
+        check="enter 0; third: load 3", third=(0, 9)),
+)
+SCENARIOS = (*CALLS, *UNMAPS, *PROTECTIONS, *MOVES, *FORKS)
