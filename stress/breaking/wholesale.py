@@ -33,6 +33,9 @@ SCENARIOS_OF_A_CUT, BEST = 12, 4
 FIRST_SCHEDULES, SCHEDULES = 600, 6000
 """Of each scenario at first, and of the best in each other way. Counted, so that a loaded machine looks as well as a free
 one; --seconds says when it is enough."""
+AUDITS = 12
+"""Of new ends one in so many is audited: what mixes leave behind is hardly ever the same, and an audit costs as much as many
+of schedules."""
 LEAST_CONTROL = 200
 """Schedules of the real code, at least, that have to be clean where a cut was caught."""
 MOST_CONTROL = 20_000
@@ -114,10 +117,10 @@ def attempts(visits: Sequence[Visit], seed: int) -> Iterator[tuple[Job, int]]:
     strategy, depth, checks = FIRST
     names = [visit.scenario for visit in visits[:SCENARIOS_OF_A_CUT]]
     for name in names:
-        yield Job(name, seed=seed, strategy=strategy, depth=depth, checks=checks), FIRST_SCHEDULES
+        yield Job(name, seed=seed, strategy=strategy, depth=depth, checks=checks, audits=AUDITS), FIRST_SCHEDULES
     for strategy, depth, checks in THEN:
         for name in names[:BEST]:
-            yield Job(name, seed=seed, strategy=strategy, depth=depth, checks=checks), SCHEDULES
+            yield Job(name, seed=seed, strategy=strategy, depth=depth, checks=checks, audits=AUDITS), SCHEDULES
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ class Job:
     """Points after which a run is a livelock."""
     checks: int = 0
     """Instant invariants: 0 none, 1 at every place, n at one in n."""
+    audits: int = 1
+    """Of ends never seen before one in so many is audited; of the others only the outcome is looked at."""
     build: str = "checked"
     races: bool = False
     """Watch plain fields for races by happens-before; needs the traced build."""
