@@ -35,7 +35,8 @@ LEAVES = (ast.Return, ast.Continue, ast.Break)
 
 
 ELSEWHERE: dict[tuple[str, str], tuple[tuple[str, str, int], ...]] = {
-    ("anon_vma_lock_read", "down_read"): (("anon_vma_unlock_read", "up_read(...)", 0),),
+    ("anon_vma_lock_read", "down_read"): (
+        ("anon_vma_unlock_read", "up_read(...)", 0), ("page_lock_anon_vma_read", "if down_read_trylock(...)", 1)),
     ("anon_vma_lock_write", "down_write"): (("anon_vma_unlock_write", "up_write(...)", 0),),
     ("migration_entry_wait", "spin_lock"): (
         ("pmd_migration_entry_wait", "spin_lock(...)", 1), ("wait_for_migration", "spin_unlock(...) #1", 0),
