@@ -87,7 +87,7 @@ RULES = (
         ),
     ),
     Rule(
-        "K19", "Who fills a pte, or relies on finding it gone, first flushes what reclaim has taken down there and not flushed.",
+        "K19", "Who fills a pte, or relies on finding it gone, first flushes what reclaim has taken down and not flushed.",
         V420, "3.33, DECISIONS.md",
         (At("do_anonymous_page", "flush_tlb_batched_pending(...)"),
          At("map_zero_page", "flush_tlb_batched_pending(...)"),
@@ -114,9 +114,9 @@ RULES = (
             Variant("K19e", "MADV_DONTNEED finds a pte gone, and nobody flushes on behalf of reclaim",
                     (Delete("zap_pte_range", "flush_tlb_batched_pending(...)"),), "lazyfree_dontneed_vs_load",
                     ("outcome", "I16", "Q19"), ("3 cpus",)),
-            Variant("K19f", "mremap finds a pte gone, and nobody flushes on behalf of reclaim",
-                    (Delete("move_ptes", "flush_tlb_batched_pending(...)"),), "lazyfree_move_vs_load",
-                    ("outcome", "I16", "Q19"), ("3 cpus",)),
+            Variant("K19f", "mremap finds a pte gone, and nobody flushes on behalf of reclaim: unmapping the old place does"
+                    " before mmap_sem is free",
+                    (Delete("move_ptes", "flush_tlb_batched_pending(...)"),), "lazyfree_move_vs_load", ("none",), ("3 cpus",)),
             Variant("K19g", "mprotect finds a pte gone, and nobody flushes on behalf of reclaim",
                     (Delete("change_pte_range", "flush_tlb_batched_pending(...)"),), "swap_protect_vs_store",
                     ("outcome", "I16", "Q19"), ("3 cpus", "swap")),
