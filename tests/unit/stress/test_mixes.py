@@ -1,5 +1,7 @@
 """Mixes: whole tables, and clean on the real code, in free runs and under control."""
 
+from dataclasses import replace
+
 import pytest
 
 from concur_thp.config import Param
@@ -47,6 +49,14 @@ def test_some_are_clean(name):
     link_for(job)
     explored = Explorer(job, schedules=60).run()
     assert explored.failure is None and explored.tally.schedules >= 60
+
+
+def test_of_new_ends_a_part_is_audited_and_the_others_are_not_known_to_be_good():
+    Machine._import_kernel()
+    job = Job("mix_swap_ins", seed=3)
+    link_for(job)
+    every, some = (Explorer(replace(job, audits=audits), cells=1, schedules=100).run() for audits in (1, 10))
+    assert every.failure is None and some.failure is None and 0 < some.tally.states < every.tally.states
 
 
 @pytest.mark.slow
