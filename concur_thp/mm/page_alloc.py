@@ -140,10 +140,31 @@ def free_the_page(cpu: Cpu, page: Page, order: int):
     if order == 0:
         free_unref_page(cpu, page, pfn)
     else:
-        zone = zones[zone_nr(pfn)]
-        spin_lock_irq(cpu, zone.lock)
-        __free_one_page(cpu, zone, pfn, order, get_pageblock_migratetype(pfn))
-        spin_unlock_irq(cpu, zone.lock)
+        free_one_page(cpu, pfn, order)
+
+
+@inline
+def free_one_page(cpu: Cpu, pfn: int, order: int):
+    """Give a block, already checked, to the buddy lists."""
+    zone = zones[zone_nr(pfn)]
+    spin_lock_irq(cpu, zone.lock)
+    __free_one_page(cpu, zone, pfn, order, get_pageblock_migratetype(pfn))
+    spin_unlock_irq(cpu, zone.lock)
+
+
+@kernel
+def free_blocks(cpu: Cpu, blocks: Slot, nr: int, order: int):
+    """Free blocks of one order whose last references are gone, given as an array of pfns.
+
+    Context: as free_the_page().
+    Linux: mm/page_alloc.c __free_pages_ok, for several
+    Differs: all are made ready before the first one is given back, so that zone.lock stays with this CPU.
+    """
+    when = cycles()
+    for i in range(nr):
+        free_pages_prepare(cpu, mem_map[Slot(int(blocks) + 4 * i).value], order, when)
+    for i in range(nr):
+        free_one_page(cpu, Slot(int(blocks) + 4 * i).value, order)
 
 
 @kernel

@@ -9,17 +9,22 @@ from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.listen import check_point, point
 from concur_thp.arch.points import Point
-from concur_thp.config import HPAGE_PMD_ORDER
+from concur_thp.arch.shared import SharedArray
+from concur_thp.config import HPAGE_PMD_ORDER, NR_CPUS
 from concur_thp.mm.deferred_split import undefer_split_huge_page
 from concur_thp.mm.lru import page_off_lru, prefetch_lru_neighbours
 from concur_thp.mm.mm_types import PAGE_TYPE_NONE, Page, Slot, mem_map, pgdat
-from concur_thp.mm.page_alloc import free_the_page, free_unref_page_list
+from concur_thp.mm.page_alloc import free_blocks, free_the_page, free_unref_page_list
 from concur_thp.mm.page_flags import PageHead, PageTail, PG_lru, PG_reserved, compound_head, page_to_pfn
 from concur_thp.mm.page_ref import put_page_testzero
 from concur_thp.sync.spinlock import spin_lock_irq, spin_unlock_irq
 
 SWAP_CLUSTER_MAX = 32
 """Pages that one hold of lru_lock takes off the LRU, and one batch of reclaim."""
+RELEASE_HEADS = 16
+"""Huge pages that release_pages() frees together."""
+release_heads = SharedArray("release_heads", Slot, lambda config: NR_CPUS * RELEASE_HEADS)
+"""Their pfns, of each CPU a cache line."""
 
 
 @inline
@@ -88,29 +93,52 @@ def release_pages(cpu: Cpu, pages: Slot, nr: int):
 
     Context: as __put_page().
     Linux: mm/swap.c release_pages
-    Differs: lru_lock is taken when the references are gone, not in between, and so is held for a fraction of the time.
+    Differs: lru_lock is taken when the references are gone, not in between, and so is held for a fraction of the time. Some
+    huge pages go together, each lock being taken for all of them before the next one is.
     """
     nr_free = 0
+    nr_heads = 0
+    heads = release_heads[cpu.id * RELEASE_HEADS]
     for i in range(nr):
         head = compound_head(mem_map[slot_at(pages, i).value])
         if page_to_pfn(head) == pgdat.huge_zero_page.read():
             continue  # Mappings of it hold no reference.
         if not put_page_testzero(cpu, head):
             continue
-        if PageHead(head):
-            __put_page(cpu, head)
-            continue
+        point(cpu, Point.PUT_PAGE_ZERO)
         check_last_put(cpu, head)
         check_point(cpu, Point.PUT_PAGE_ZERO, head)
-        slot_at(pages, nr_free).value = page_to_pfn(head)
-        nr_free += 1
+        if not PageHead(head):
+            slot_at(pages, nr_free).value = page_to_pfn(head)
+            nr_free += 1
+            continue
+        slot_at(heads, nr_heads).value = page_to_pfn(head)
+        nr_heads += 1
+        if nr_heads == RELEASE_HEADS:
+            free_transhuge_pages(cpu, heads, nr_heads)
+            nr_heads = 0
+    if nr_heads != 0:
+        free_transhuge_pages(cpu, heads, nr_heads)
     pages_off_lru(cpu, pages, nr_free)
     free_unref_page_list(cpu, pages, nr_free)
 
 
+@kernel
+def free_transhuge_pages(cpu: Cpu, heads: Slot, nr: int):
+    """Free huge pages whose last references are gone, given as an array of pfns.
+
+    Context: as free_transhuge_page().
+    Linux: mm/swap.c __put_compound_page, for several
+    """
+    pages_off_lru(cpu, heads, nr)
+    for i in range(nr):
+        undefer_split_huge_page(cpu, mem_map[slot_at(heads, i).value])
+    free_blocks(cpu, heads, nr, HPAGE_PMD_ORDER)
+
+
 @inline
 def pages_off_lru(cpu: Cpu, pages: Slot, nr: int):
-    """Take small pages without references off the LRU, many under one hold of its lock."""
+    """Take pages without references off the LRU, many under one hold of its lock."""
     locked = 0
     for i in range(nr):
         page = mem_map[slot_at(pages, i).value]
