@@ -4,6 +4,7 @@ The sides take turns (A B A B), so that a machine whose speed drifts slows all o
 """
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from concur_thp.check.audit import audit
@@ -22,6 +23,8 @@ from stress.bench.table import print_growth, print_rows, print_throughput
 
 TURNS = 4
 """How often the sides take turns."""
+TRIES = 3
+"""How often a turn is tried of a side that says that it cannot: khugepaged may have come between, or somebody else."""
 MEMORY, SWAP = "1G", "512M"
 
 assert MOST_PROCESSES <= WINDOWS
@@ -100,16 +103,32 @@ def measure_row(machine: Machine, row: Row, processes: int, one_mm: bool, rounds
     for turn in range(TURNS):
         say(messages, f"{row.name}, {processes} process(es), {'one mm' if one_mm else 'own mm'}, turn {turn + 1} of {TURNS}")
         for side, take in takers.items():
-            try:
-                found[side].append(take() if side not in reasons else [])
-            except NotHere as why:
-                reasons[side] = str(why)
+            if side not in reasons and (why := _turn(take, found[side])):
+                reasons[side] = why
     return result(row, processes, one_mm, {side: turns for side, turns in found.items() if side not in reasons}, reasons)
+
+
+def _turn(take: Callable[[], list[float]], found: list[list[float]]) -> str:
+    """Add the samples of one turn; or why there are none."""
+    said = ""
+    for _ in range(TRIES):
+        try:
+            found.append(take())
+            return ""
+        except NotHere as why:
+            said = str(why)
+    return said
 
 
 def result(row: Row, processes: int, one_mm: bool, found: dict[str, list[list[float]]],
            reasons: dict[str, str]) -> dict[str, Any]:
-    """A row for JSON; the sides that gave no figure are null."""
+    """A row for JSON; the sides that gave no figure are null.
+
+    Some figures are what is left of one time when another is taken away: what is not above nothing is none.
+    """
+    lost = [side for side, turns in found.items() if spread([sample for turn in turns for sample in turn]).median <= 0]
+    reasons = reasons | dict.fromkeys(lost, "lost in the noise of this machine")
+    found = {side: turns for side, turns in found.items() if side not in lost}
     data: dict[str, Any] = {"name": row.name, "kind": row.kind, "unit": "ns", "per": row.per, "processes": processes,
                             "mm": "one" if one_mm else "own"}
     every = ("emulator", "kernel", "multiprocess", *(("pthread", "fcntl") if row.kind == "lock" else ()))

@@ -62,7 +62,7 @@ def _bars(axes: Any, rows: list[dict[str, Any]]) -> None:
             thick = 0.8 / len(there)
             at = place + 0.4 - thick * (number + 0.5)
             axes.barh(at, row[side], thick, color=SIDES[side], zorder=2)
-            low, high = max(row[f"{side}_q1"], 1e-2), max(row[f"{side}_q3"], 1e-2)
+            low, high = max(row[f"{side}_q1"], 1e-3 * row[side]), row[f"{side}_q3"]
             axes.plot((low, high), (at, at), color="black", linewidth=0.8, zorder=3)
             if side == "kernel" and row["ratio_kernel"]:
                 axes.text(max(high, row[side]) * 1.15, at, f"x {row['ratio_kernel']:.3g}", va="center", fontsize=8,
@@ -72,6 +72,8 @@ def _bars(axes: Any, rows: list[dict[str, Any]]) -> None:
                           color="#777777")
     axes.set_yticks(range(len(rows)), [f"{row['name']}" for row in reversed(rows)])
     axes.set_xscale("log")
+    medians = [row[side] for row in rows for side in SIDES if row.get(side) is not None and row[side] > 0]
+    axes.set_xlim(left=min(medians, default=1) / 2)  # Not where a quartile near nothing would have it.
     axes.set_ylim(-0.6, max(len(rows), 1) - 0.4)
     axes.grid(axis="x", color="#e6e6e6", zorder=0)
     axes.set_xlabel("ns (x: Linux / emulator)")

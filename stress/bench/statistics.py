@@ -35,8 +35,9 @@ class Ratio(NamedTuple):
 
 
 def ratio(theirs: Sequence[Sequence[float]], ours: Sequence[Sequence[float]]) -> Ratio | None:
-    """Turn by turn, so that a machine that becomes slower or faster meanwhile changes nothing."""
-    turns = [statistics.median(t) / max(statistics.median(o), 1e-9) for t, o in zip(theirs, ours, strict=False) if t and o]
+    """Turn by turn, so that a machine that becomes slower or faster meanwhile changes nothing; without turns lost in noise."""
+    turns = [statistics.median(t) / statistics.median(o) for t, o in zip(theirs, ours, strict=False)
+             if t and o and statistics.median(t) > 0 and statistics.median(o) > 0]
     return Ratio(min(turns), statistics.median(turns), max(turns)) if turns else None
 
 

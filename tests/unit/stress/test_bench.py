@@ -6,9 +6,10 @@ from concur_thp.check.audit import audit
 from concur_thp.errors import EmulatorError
 from concur_thp.mm.thp_sysfs import set_switch
 from stress.bench import emulator, growth, kernels, throughput
+from stress.bench.children import NotHere
 from stress.bench.emulator import Bed, timed
 from stress.bench.kernels import HAND_OVERS
-from stress.bench.main import measure_row, result
+from stress.bench.main import _turn, measure_row, result
 from stress.bench.rows import ROWS, Row
 from stress.bench.statistics import growth as grown
 from stress.bench.statistics import ratio, spread
@@ -61,12 +62,34 @@ def test_ratios_are_taken_turn_by_turn():
     """A machine that becomes three times slower meanwhile changes no ratio."""
     assert ratio([[10.0], [30.0], [60.0]], [[1.0], [3.0], [4.0]]) == (10.0, 10.0, 15.0)
     assert ratio([[]], [[1.0]]) is None
+    assert ratio([[10.0], [-30.0]], [[1.0], [3.0]]) == (10.0, 10.0, 10.0)
     assert spread([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 3.0, 4.0)
 
 
 def test_a_side_without_figures_has_its_reason():
     row = result(Row("fault_huge", "fault"), 1, False, {"emulator": [[5.0], [7.0]]}, {"kernel": "no such kernel"})
     assert (row["emulator"], row["kernel"], row["ratio_kernel"], row["reason"]) == (6.0, None, None, "kernel: no such kernel")
+
+
+def test_what_is_not_above_nothing_is_no_figure():
+    """A time that another was taken away from, on a machine with other things to do."""
+    row = result(Row("fork_huge_pmd", "huge page"), 1, False, {"emulator": [[5.0]], "kernel": [[-9.0, -7.0, 3.0]]}, {})
+    assert (row["kernel"], row["kernel_q1"], row["ratio_kernel"]) == (None, None, None)
+    assert row["reason"] == "kernel: lost in the noise of this machine"
+
+
+def test_a_turn_that_somebody_came_between_is_taken_again():
+    said = [NotHere("smaps shows 8 huge pages"), NotHere("smaps shows 8 huge pages"), [3.0]]
+
+    def take():
+        if isinstance(said[0], NotHere):
+            raise said.pop(0)
+        return said[0]
+
+    found = []
+    assert _turn(take, found) == "" and found == [[3.0]]
+    said[:0] = [NotHere("no swap")] * 5
+    assert _turn(take, found) == "no swap" and found == [[3.0]]
 
 
 @pytest.mark.parametrize("costs, word", [
