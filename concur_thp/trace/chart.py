@@ -162,6 +162,7 @@ def _worth(touch: Touch, often: Mapping[str, int]) -> float:
 def _edges(story: Story) -> Iterator[Mark]:
     """Where CPUs were stopped; what they waited for, who took that before and gave it back behind."""
     last: dict[int, Line] = {}
+    said: dict[int, Line] = {}
     lines = iter(story.lines)
     line = next(lines, None)
     ends = _ends(story)
@@ -174,6 +175,9 @@ def _edges(story: Story) -> Iterator[Mark]:
         if here is None or stop.cpu == story.stops[number + 1].cpu or stop.where.function == OUTSIDE:
             continue
         if stop.reason == "preempt":
+            if said.get(stop.cpu) is here:
+                continue  # It has only served interrupts since.
+            said[stop.cpu] = here
             yield Mark(until + 0.5, here, f"/* stopped before: {plain(here.where.text)} */", 20.0)
         elif stop.reason == "block":
             wanted = _awaited(here, number)

@@ -15,8 +15,8 @@ from concur_thp.arch.checked import sites
 from concur_thp.check.dump import dump_page, report_text
 from concur_thp.output import write_bytes, write_text
 from concur_thp.rules.table import ROOT, VARIANTS, resolve
-from concur_thp.sched.state import Reason
-from concur_thp.trace.chart import chart
+from concur_thp.sched.state import Reason, Verdict
+from concur_thp.trace.chart import LEAST_WEIGHT, chart
 from concur_thp.trace.html import ReportPage, report_html
 from concur_thp.trace.perfetto import story_trace
 from concur_thp.trace.story import Line, Story
@@ -75,8 +75,9 @@ def ending(story: Story, token: Token) -> str:
         lines += [f"  {line.function} {line}: {line.text}" for line in map(resolve, rule.enforced_in[:2])]
     for cpu in range(story.nr_cpus):
         mine = [line for line in story.lines if line.cpu == cpu]
-        met = [line for line in mine if line.decisive]
-        if here := (met or mine)[-1:]:
+        if story.verdict == Verdict.FINISHED:  # They all stood at their ends: where each met another last.
+            mine = [line for line in mine if any(t.name.weight >= LEAST_WEIGHT for t in line.decisive)] or mine
+        if here := mine[-1:]:
             lines.append(f"CPU{cpu}: {here[0].function} {at(here[0])}: {here[0].where.text}")
     return "\n".join(lines)
 

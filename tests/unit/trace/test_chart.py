@@ -5,10 +5,14 @@ from concur_thp.sched.state import Verdict
 from concur_thp.trace.chart import MOST_LINES, chart, plain
 from concur_thp.trace.places import Name
 from concur_thp.trace.story import Line, Stop, Story, Touch
+from stress.exploring.handover import ending
+from stress.exploring.job import Job
+from stress.exploring.token import Token
 
 PMD = Name("pmd[0x200000]", 10, "entry")
 COUNT = Name("page 0x110 _refcount", 7, "number")
 LOCK = Name("pmd ptl of table 0x102", 0, "lock")
+TOKEN = Token(Job("dontneed_vs_split_pmd"), "outcome", "no outcome of the scenario", "0")
 HUGE, TABLE = 0x110017, 0x103100
 
 
@@ -101,6 +105,33 @@ def test_a_run_that_could_not_go_on_shows_where():
     made.line(0, "page_remove_rmap", "bug_on(cpu, 1, 'no')")
     assert "<- here" in chart(made.story(Verdict.BUG), {})
     assert "<- here" not in chart(made.story(), {})
+
+
+def test_a_cpu_that_serves_interrupts_where_it_was_stopped_is_said_to_be_stopped_once():
+    """It stood twice before the same statement, row under row."""
+    made = Made()
+    made.line(0, "gup_huge_pmd", "if pmd_trans_huge(pmd.val.load()):", (PMD, HUGE, None, True))
+    made.line(0, "gup_huge_pmd", "take(page)")
+    made.stop(0, "preempt")
+    made.line(1, "zap_huge_pmd", "flush(cpu)", (COUNT, 2, 1, False))
+    made.stop(1, "yield")
+    made.stop(0, "preempt")
+    made.line(1, "zap_huge_pmd", "pmd_populate(cpu, pmd, table)", (PMD, HUGE, TABLE, True))
+    made.stop(1, "done")
+    made.stop(0, "end")
+    assert chart(made.story(), {0: "pin", 1: "dontneed"}).count("/* stopped before: take(page) */") == 1
+
+
+def test_where_cpus_stood_is_where_they_met_when_they_all_came_to_their_ends():
+    """It used to be the exit of their mms, whatever had happened."""
+    made = raced()
+    users = Name("mm 1 mm_users", 1, "number")
+    for cpu in (0, 1):
+        made.line(cpu, "mmput", "old = mm.mm_users.sub(1)", (users, 2 - cpu, 1 - cpu, True))
+    text = ending(made.story(), TOKEN)
+    assert "CPU0: zap_huge_pmd" in text and "CPU1: split_huge_pmd" in text and "mmput" not in text
+    text = ending(made.story(Verdict.BUG), TOKEN)
+    assert "CPU0: mmput" in text and "CPU1: mmput" in text
 
 
 def test_statements_read_like_the_kernels():
