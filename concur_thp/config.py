@@ -84,7 +84,6 @@ def upper_bits(order: int) -> int:
     return 9 if order == 9 else 6
 
 
-UPPER_BITS: Any = Param("UPPER_BITS", upper_bits)
 PTRS_PER_UPPER: Any = Param("PTRS_PER_UPPER", lambda order: 1 << upper_bits(order))
 PUD_SHIFT: Any = Param("PUD_SHIFT", lambda order: PAGE_SHIFT + order + upper_bits(order))
 PGDIR_SHIFT: Any = Param("PGDIR_SHIFT", lambda order: PAGE_SHIFT + order + 2 * upper_bits(order))

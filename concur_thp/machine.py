@@ -23,7 +23,7 @@ from concur_thp.arch.system import bind, layout, system
 from concur_thp.check import instant
 from concur_thp.check.accounts import open_accounts
 from concur_thp.config import MachineConfig, Param, parse_size
-from concur_thp.errors import EmulatorError, Misuse
+from concur_thp.errors import Misuse
 from concur_thp.mm.huge_zero import init_huge_zero
 from concur_thp.mm.lru import init_lru
 from concur_thp.mm.memblock import init_memory
@@ -181,19 +181,6 @@ class Machine:
         """
         result: Result = engine("explore")(self, self.programs, **options)
         return result
-
-    @property
-    def resident(self) -> int:
-        """Bytes of the segment that are backed by memory."""
-        name = f"{self.base:x}-"
-        with open("/proc/self/smaps") as smaps:
-            lines = iter(smaps)
-            for line in lines:
-                if line.startswith(name):
-                    for detail in lines:
-                        if detail.startswith("Rss:"):
-                            return int(detail.split()[1]) << 10
-        raise EmulatorError("the segment is not mapped")
 
     def move(self, build: str) -> None:
         """Go on in memory of this process's own, which those it forks share, as a machine of another build whose code is linked

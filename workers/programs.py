@@ -83,8 +83,10 @@ def _judge(machine: Machine, programs: Programs, names: list[str], outcome: Outc
 
 
 def symptom_of(error: BaseException) -> str:
-    """An exception in one line."""
+    """An exception in one line; one without words, such as a bare assert's, speaks through the statement that raised it."""
     lines = str(error).strip().splitlines()
+    if not lines:
+        lines = [frame.line for frame in traceback.extract_tb(error.__traceback__)[-1:] if frame.line]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 

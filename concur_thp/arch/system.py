@@ -8,7 +8,6 @@ from typing import Any
 
 from concur_thp.arch.shared import SharedArray, SharedOne
 from concur_thp.arch.struct import I32, I64, Struct, atomic, field
-from concur_thp.config import NR_CPUS
 
 
 class System(Struct, size=256):
@@ -37,7 +36,6 @@ class System(Struct, size=256):
 system = SharedOne("system", System)
 
 SEGMENT_ALIGN = 4096
-MAX_CPUS_MASK = (1 << NR_CPUS) - 1
 
 
 def layout(config: Any) -> dict[str, tuple[int, int]]:

@@ -14,11 +14,6 @@ from concur_thp.sync.rwsem import assert_held_write
 
 
 @inline
-def avc_vma(avc: AnonVmaChain) -> Vma:
-    return vmas[avc.vma]
-
-
-@inline
 def avc_start_pgoff(nr: int):
     """The key of chain number `nr`: read from the vma, so a vma may change only while it is in no tree."""
     return vmas[avcs[nr].vma].vm_pgoff

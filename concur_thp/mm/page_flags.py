@@ -41,11 +41,6 @@ PAGE_FLAGS_CHECK_AT_FREE = (
 
 
 @inline
-def pfn_to_page(pfn: int) -> Page:
-    return mem_map[pfn]
-
-
-@inline
 def page_to_pfn(page: Page):
     return mem_map.index(page)
 
@@ -96,11 +91,6 @@ def ClearFlag(page: Page, flag: int):
 @inline
 def TestClearFlag(page: Page, flag: int):
     return (compound_head(page).flags.and_(~(1 << flag)) >> flag) & 1
-
-
-@inline
-def TestSetFlag(page: Page, flag: int):
-    return (compound_head(page).flags.or_(1 << flag) >> flag) & 1
 
 
 @inline

@@ -51,12 +51,6 @@ def list_first(pages: PageList) -> Page:
 
 
 @inline
-def list_last(pages: PageList) -> Page:
-    """The last page of a list that is not empty."""
-    return mem_map[pages.tail - 1]
-
-
-@inline
 def list_next(page: Page) -> Page:
     """The page behind this one, NULL at the end."""
     return mem_map[page.lru_next] if page.lru_next != NIL else Page(0)
@@ -113,16 +107,3 @@ def list_pop(pages: PageList) -> Page:
         page = mem_map[pages.head - 1]
         list_del(pages, page)
     return page
-
-
-@inline
-def list_splice(pages: PageList, more: PageList):
-    """Put all of `more` in front of `pages`; `more` is empty afterwards."""
-    if more.head != 0:
-        if pages.head == 0:
-            pages.tail = more.tail
-        else:
-            mem_map[more.tail - 1].lru_next = pages.head - 1
-            mem_map[pages.head - 1].lru_prev = more.tail - 1
-        pages.head = more.head
-        list_init(more)

@@ -33,7 +33,6 @@ PFN_SHIFT = 12
 """The pfn (or the swap offset) is above the flags. A migration entry is "write" when it has _PAGE_RW."""
 
 TABLES = tables.base
-BIT_NAMES = {value: name[6:].lower() for name, value in list(globals().items()) if name.startswith("_PAGE_")}
 
 
 @inline

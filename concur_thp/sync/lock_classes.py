@@ -56,7 +56,6 @@ LOCK_CLASSES = (
     LockClass("split_queue_lock", 110, "spinlock", "node", True, "the deferred split list and its length", "never"),
     LockClass("zone_lock", 120, "spinlock", "zone", True, "free lists and pageblock types", "never"),
     LockClass("khugepaged_mm_lock", 130, "spinlock", "machine", False, "khugepaged's list of mms and its cursor", "never"),
-    LockClass("mmlist_lock", 131, "spinlock", "machine", False, "the list of all mms", "never"),
 )
 
 CLASS_ID = {row.name: number for number, row in enumerate(LOCK_CLASSES)}
@@ -74,7 +73,6 @@ I_PAGES = CLASS_ID["i_pages"]
 SPLIT_QUEUE_LOCK = CLASS_ID["split_queue_lock"]
 ZONE_LOCK = CLASS_ID["zone_lock"]
 KHUGEPAGED_MM_LOCK = CLASS_ID["khugepaged_mm_lock"]
-MMLIST_LOCK = CLASS_ID["mmlist_lock"]
 
 SPIN_CLASSES = sum(1 << n for n, row in enumerate(LOCK_CLASSES) if not row.sleeps)
 """A bit for each class whose holder must not sleep."""

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 SIZES = {"cpus": 2, "memory": "4M", "order": 3, "swap": 0}
 """The machine of a test, unless its marker says otherwise: small, so that many schedules fit into a second."""
 MARKER = ("explore(strategy, depth, schedules, ..): explore the programs that the test declares on the fixture `machine` "
-          "once its "
-          "body is through. Takes what Machine.explore() takes, and cpus, memory, order, swap of the machine")
+          "once its body is through. Takes what Machine.explore() takes, and cpus, memory, order, swap of the machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,11 +38,19 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def machine(request: pytest.FixtureRequest) -> "Iterator[Machine]":
     """A small machine: two CPUs, huge pages of 8 pages (order 3), 4M; @pytest.mark.explore(cpus=3, memory="8M") changes it."""
+    from concur_thp.errors import Misuse
     from concur_thp.machine import Machine
 
     marker = request.node.get_closest_marker("explore")
     given = marker.kwargs if marker else {}
-    with Machine(**{name: given.get(name, value) for name, value in SIZES.items()}) as booted:
+    said = ""
+    try:
+        booted = Machine(**{name: given.get(name, value) for name, value in SIZES.items()})
+    except Misuse as error:
+        said = f"@pytest.mark.explore: {error}".replace("--", "")
+    if said:
+        pytest.fail(said, pytrace=False)
+    with booted:
         yield booted
 
 
@@ -63,10 +70,13 @@ def _explore(item: pytest.Function, marker: pytest.Mark) -> None:
     booted: Any = item.funcargs.get("machine")
     if booted is None:
         pytest.fail("@pytest.mark.explore: the test has to take the fixture `machine`", pytrace=False)
+    said = ""
     try:
         booted.explore(**_options(marker, item.config.getoption("--explore-schedules"))).check()
     except (Misuse, ProgramFailure) as error:
-        pytest.fail(f"{error}", pytrace=False)
+        said = str(error)
+    if said:  # Behind the handler: a failure that was raised within it would be shown together with its cause.
+        pytest.fail(said, pytrace=False)
 
 
 def _options(marker: pytest.Mark, schedules: int | None) -> dict[str, Any]:

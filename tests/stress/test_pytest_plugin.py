@@ -62,6 +62,25 @@ def test_misuse_is_one_line(run, marker, said):
     result.stdout.fnmatch_lines([said])
 
 
+def test_wrong_sizes_and_options_are_one_line_each(pytester):
+    pytester.makepyfile("""
+        import pytest
+
+        @pytest.mark.explore(order=30)
+        def test_order(machine):
+            pass
+
+        @pytest.mark.explore(memory="lots")
+        def test_memory(machine):
+            pass
+    """)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    result.assert_outcomes(errors=2)
+    result.stdout.fnmatch_lines(["@pytest.mark.explore: order 30: pass 2 to 9*",
+                                 "@pytest.mark.explore: size 'lots': pass a number*"])
+    assert "During handling" not in result.stdout.str()
+
+
 def test_a_test_without_a_machine_cannot_be_explored(pytester):
     pytester.makepyfile("import pytest\n@pytest.mark.explore()\ndef test_nothing():\n    pass\n")
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
