@@ -5,7 +5,7 @@ own flush, and between two operations of its program. With irqs off it serves no
 """
 
 from concur_thp.arch.bug import bug_on, panic_check
-from concur_thp.arch.builtins import ffs64
+from concur_thp.arch.builtins import ffs64, smp_rmb
 from concur_thp.arch.cpu import Cpu, CpuState, cpus
 from concur_thp.arch.futex import futex_wait
 from concur_thp.arch.linker import inline, kernel
@@ -60,8 +60,10 @@ def ipi_serve(cpu: Cpu):
         bits = bits & (bits - 1)
         mail = cpu.mail[sender]
         seq = mail.seq.load()
+        generation = mail.generation
+        smp_rmb()  # The generation before the range: the sender may be writing its next request over one that it gave up.
         if mail.context == cpu.context:
-            tlb_flush_local(cpu, mail.start, mail.end, mail.generation)
+            tlb_flush_local(cpu, mail.start, mail.end, generation)
         mail.ack.store(seq)
         cpu.ipis = cpu.ipis + 1
 

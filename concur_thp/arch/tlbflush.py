@@ -5,7 +5,7 @@ loads translations after its ack sees the new entry.
 """
 
 from concur_thp.arch.bug import bug_on, panic_check
-from concur_thp.arch.builtins import cpu_relax, ffs64
+from concur_thp.arch.builtins import cpu_relax, ffs64, smp_wmb
 from concur_thp.arch.cpu import Cpu, CpuState, cpus
 from concur_thp.arch.futex import sched_yield, spins
 from concur_thp.arch.irq import ipi_poll
@@ -57,6 +57,9 @@ def _send(cpu: Cpu, targets: int, context: int, start: int, end: int, generation
             mail.context = context
             mail.start = start
             mail.end = end
+            # Who parked with our last request unserved may be reading it now. A receiver that sees the new generation must
+            # see the new range too, or it would count as up to date without having dropped it.
+            smp_wmb()
             mail.generation = generation
             mail.seq.store(mail.seq.read() + 1)  # Release: a receiver that sees the number sees the request.
             target.ipi_bits.or_(1 << cpu.id)
