@@ -1,6 +1,5 @@
 """Forked CPU processes for tests: each runs one function as one CPU and ends."""
 
-import ctypes
 import os
 import signal
 import time
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from concur_thp.arch.bug import abort_when_parked, describe_bug
 from concur_thp.arch.cpu import Cpu
+from concur_thp.arch.parent import end_with_parent
 from concur_thp.arch.system import system
 from concur_thp.machine import Machine
 
@@ -17,16 +17,16 @@ DEADLINE_SECONDS = 240.0
 PANICKED_SECONDS = 5.0
 """Behind a panic: who waits for a CPU that has stopped never ends."""
 FAILED = 9
-PR_SET_PDEATHSIG = 1
 STEP = 0.002
 
 
 def start(machine: Machine, number: int, body: Callable[[Cpu], object]) -> int:
     """Fork CPU `number`; returns its pid. A false-but-not-None result or an exception ends it with a status."""
+    parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         abort_when_parked(False)
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        end_with_parent(parent)
         status = FAILED
         try:
             status = 1 if body(machine.cpu(number)) is False else 0

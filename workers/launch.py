@@ -5,7 +5,6 @@ nobody asked it to; the machine's `panicked` word; a CPU whose operations and lo
 counting. Each ends the run with a report that says where the CPUs stood and what they held.
 """
 
-import ctypes
 import os
 import signal
 import time
@@ -20,6 +19,7 @@ from multiprocess import get_context
 
 from concur_thp.arch.bug import abort_when_parked
 from concur_thp.arch.cpu import Cpu, cpus
+from concur_thp.arch.parent import end_with_parent
 from concur_thp.arch.system import system
 from concur_thp.check.broken_rule import explain_bug
 from concur_thp.check.dump import report_text
@@ -32,7 +32,6 @@ CRASHES = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL")
 """Signals that a process sends itself: native kernel code went astray, which the emulated kernel must not."""
 GRACE_SECONDS = HUNG_SECONDS
 """How long CPUs may take to finish their operation once asked to stop."""
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -200,10 +199,7 @@ class Crew:
 def _child(machine: Machine, role: Role, sender: Any, parent: int) -> None:
     """The life of a CPU process."""
     abort_when_parked(False)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's to handle.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)  # The launcher died before it could be watched.
+    end_with_parent(parent)
     status = 0
     try:
         sender.send(("result", role.body(machine, machine.cpu(role.cpu))))

@@ -5,7 +5,6 @@ The CPU processes live from run to run. They are forked anew when a run ended in
 process has other code in its slots than they (another strategy, somebody who listens).
 """
 
-import ctypes
 import faulthandler
 import mmap
 import os
@@ -18,11 +17,11 @@ from concur_thp.arch.bug import abort_when_parked
 from concur_thp.arch.builtins import set_current
 from concur_thp.arch.cpu import Cpu, cpus
 from concur_thp.arch.linker import SLOTS, redirect
+from concur_thp.arch.parent import end_with_parent
 from concur_thp.machine import Machine
 from concur_thp.sched import control, processes, runs
 from concur_thp.sched.state import Verdict, sched
 from workers.controlled import Controlled
-from workers.launch import PR_SET_PDEATHSIG
 from workers.programs import symptom_of, told
 
 Body = Callable[[Cpu], object]
@@ -71,18 +70,16 @@ class ControlledProcesses(Controlled):
         """The life of a CPU process. Never returns."""
         try:
             faulthandler.disable()  # A crash is a finding, told by the coordinator.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() == parent:
-                abort_when_parked(False)
-                cpu: Cpu = cpus[number]
-                set_current(int(cpu))
-                redirect(control.hand_over, processes.process_hand_over)
-                redirect(control.finish, processes.process_finish)
-                processes.take_turn(number)
-                while True:
-                    self._once(cpu, number, body)
-                    processes.process_done(cpu)
+            end_with_parent(parent)
+            abort_when_parked(False)
+            cpu: Cpu = cpus[number]
+            set_current(int(cpu))
+            redirect(control.hand_over, processes.process_hand_over)
+            redirect(control.finish, processes.process_finish)
+            processes.take_turn(number)
+            while True:
+                self._once(cpu, number, body)
+                processes.process_done(cpu)
         finally:
             os._exit(1)
 

@@ -10,7 +10,6 @@ import functools
 import hashlib
 import os
 import pickle
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -26,6 +25,7 @@ from llvmlite import ir
 
 from concur_thp.arch import builtins, checked, expressions, guard_words, guards, linker, shared, struct, translate
 from concur_thp.arch.linker import SLOTS, Kernel
+from concur_thp.arch.parent import end_with_parent
 from concur_thp.arch.shared import Word
 from concur_thp.config import Param
 from concur_thp.errors import Misuse
@@ -251,20 +251,14 @@ def build(kernels: list[Kernel], progress: Progress | None = None, processes: in
                 progress(done, len(todo))
         return len(todo)
     try:
-        with ProcessPoolExecutor(workers, get_context("fork"), _die_with, (os.getpid(),)) as pool:
+        # Killed, this process would leave its compilers behind for ever, each waiting for work in a pipe that it holds itself.
+        with ProcessPoolExecutor(workers, get_context("fork"), end_with_parent, (os.getpid(),)) as pool:
             for done, _ in enumerate(pool.map(_compile_slot, [(k.slot, kind) for k in todo], chunksize=4), 1):
                 if progress:
                     progress(done, len(todo))
     except BrokenProcessPool:  # Somebody killed a compiler process; what it did not finish is compiled by link().
         pass
     return len(todo)
-
-
-def _die_with(parent: int) -> None:
-    """A compiler process ends when who started it is killed: nobody would ever tell it to."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)
 
 
 def _compile_slot(slot_and_kind: tuple[int, str]) -> None:
