@@ -2,7 +2,12 @@
 
 import pytest
 
+from concur_thp.arch import native
+
 pytest_plugins = "pytester"
+
+CACHE = str(native.cache_dir())
+"""Before pytester gives its runs another home: they would compile the whole kernel in each test."""
 
 PROGRAMS = """
 import pytest
@@ -18,6 +23,11 @@ def test_words(machine):
 
     machine.program(lambda cpu: cpu.madvise(region, "32K", "DONTNEED"), name="zapper")
 """
+
+
+@pytest.fixture(autouse=True)
+def compiled_once(monkeypatch):
+    monkeypatch.setenv("CONCUR_THP_CACHE", CACHE)
 
 
 @pytest.fixture
