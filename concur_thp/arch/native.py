@@ -31,7 +31,6 @@ from concur_thp.config import Param
 from concur_thp.errors import Misuse
 
 DIGEST_BYTES = 32
-PR_SET_PDEATHSIG = 1
 PLAIN, CHECKED, TRACED = "plain", "checked", "traced"
 UNITS: dict[str, type[translate.Unit]] = {
     PLAIN: translate.Unit, CHECKED: checked.CheckedUnit, TRACED: checked.TracedUnit}

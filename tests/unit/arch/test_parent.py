@@ -17,6 +17,7 @@ if os.fork() == 0:
 time.sleep(600)
 """
 
+
 def children(pid):
     """Processes that a process has forked and not yet reaped."""
     found = []
