@@ -5,6 +5,8 @@ function and where ELSEWHERE says, so that what is missing is the exclusion and 
 """
 
 import ast
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -32,6 +34,8 @@ SECOND_LOOKS = {"pmd_same", "pte_same", "pmd_trans_unstable", "hugepage_vma_reva
                 "page_count", "total_mapcount", "page_trans_huge_mapcount", "PageSwapCache", "page_ref_freeze"}
 """Questions that are asked again because the answer may have changed."""
 LEAVES = (ast.Return, ast.Continue, ast.Break)
+ALWAYS, NEVER = " (always)", " (never)"
+"""The two ways of an `if` that does not leave."""
 
 
 ELSEWHERE: dict[tuple[str, str], tuple[tuple[str, str, int], ...]] = {
@@ -68,6 +72,11 @@ class Cut(NamedTuple):
     edits: tuple[Edit, ...]
     site: int
     """The statement, as checked and traced builds number it."""
+
+    @property
+    def name(self) -> str:
+        """What the broken code is compiled as."""
+        return re.sub(r"\W+", "-", f"cut-{self.id}").strip("-")
 
     @property
     def edit(self) -> Edit:
@@ -123,7 +132,7 @@ class Elsewhere(Edit):
 
 @dataclass(frozen=True)
 class WithoutLook(Edit):
-    """An `if` goes the way that it goes when nothing has changed."""
+    """An `if` goes one way whatever there is."""
 
     number: int
     value: bool
@@ -178,14 +187,16 @@ def all_cuts() -> list[Cut]:
 
 
 def _cuts_of(source: Source) -> Iterator[Cut]:
+    seen: Counter[str] = Counter()
     for number, place in enumerate(places(source.tree)):
         statement = place.statement
-        made = _cut(source, number, statement)
-        if made is not None:
-            kind, edit = made
-            line = source.first_line + statement.lineno - 1
+        what = text(statement)
+        seen[what] += 1
+        what += f" #{seen[what]}" if seen[what] > 1 else ""
+        line = source.first_line + statement.lineno - 1
+        for kind, edit, how in _cuts_at(source, number, statement):
             edits = (edit, *(Elsewhere(*row) for row in ELSEWHERE.get((source.name, _lock_of(statement)), ())))
-            yield Cut(f"{source.name}:{line}", kind, source.name, line, text(statement), edits, site_id(source, statement))
+            yield Cut(f"{source.name}:{line}{how}", kind, source.name, line, what + how, edits, site_id(source, statement))
 
 
 def _lock_of(statement: ast.stmt) -> str:
@@ -193,21 +204,24 @@ def _lock_of(statement: ast.stmt) -> str:
     return _name(call) if call is not None else ""
 
 
-def _cut(source: Source, number: int, statement: ast.stmt) -> tuple[str, Edit] | None:
+def _cuts_at(source: Source, number: int, statement: ast.stmt) -> Iterator[tuple[str, Edit, str]]:
+    """Kind, edit, and what tells two cuts of one statement apart."""
     call = _call(statement)
     name = _name(call) if call is not None else ""
     if name in AROUND:
-        return None
+        return
     if name in UNLOCKS and UNLOCKS[name] != source.name:
-        return "lock", WithoutLock(source.name, number)
-    if name in TRYLOCKS:
-        return "trylock", WithoutLock(source.name, number)
-    if name in FLUSHES and isinstance(statement, ast.Expr):
-        return "flush", WithoutCall(source.name, number)
-    if isinstance(statement, ast.If) and _looks_again(statement.test):
-        leaves = any(isinstance(node, LEAVES) for inner in statement.body for node in ast.walk(inner))
-        return "look", WithoutLook(source.name, number, not leaves)
-    return None
+        yield "lock", WithoutLock(source.name, number), ""
+    elif name in TRYLOCKS:
+        yield "trylock", WithoutLock(source.name, number), ""
+    elif name in FLUSHES and isinstance(statement, ast.Expr):
+        yield "flush", WithoutCall(source.name, number), ""
+    elif isinstance(statement, ast.If) and _looks_again(statement.test):
+        if any(isinstance(node, LEAVES) for inner in statement.body for node in ast.walk(inner)):
+            yield "look", WithoutLook(source.name, number, False), ""  # Who leaves has found a change.
+        else:  # A question may ask for the old state, or for what has to be made good: nobody can tell by its looks.
+            yield "look", WithoutLook(source.name, number, True), ALWAYS
+            yield "look", WithoutLook(source.name, number, False), NEVER
 
 
 def _looks_again(test: ast.expr) -> bool:

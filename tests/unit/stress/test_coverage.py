@@ -3,7 +3,7 @@
 from concur_thp.machine import Machine
 from stress.breaking.coverage import Visit, coverage
 from stress.breaking.cuts import Cut, all_cuts
-from stress.breaking.wholesale import BEST, FIRST_SCHEDULES, SCHEDULES, THEN, attempts
+from stress.breaking.wholesale import BEST, FIRST_SCHEDULES, SCHEDULES, THEN, attempts, ranked
 
 
 def cut(function: str, what: str) -> Cut:
@@ -24,3 +24,11 @@ def test_every_scenario_is_looked_at_and_the_best_are_gone_on_with():
     assert [job.scenario for job, _ in first] == [row.scenario for row in rows]
     assert {schedules for _, schedules in first} == {FIRST_SCHEDULES} and {schedules for _, schedules in then} == {SCHEDULES}
     assert {job.scenario for job, _ in then} == {"s0", "s1", "s2", "s3"} and len(then) == BEST * len(THEN)
+
+
+def test_flushes_are_looked_for_first_where_a_stale_translation_tells():
+    rows = [Visit("mix_dontneeds", 9, 9), Visit("mix_forks", 8, 8), Visit("lazyfree_dontneed_vs_load", 1, 9)]
+    flush, lock = cut("zap_pte_range", "flush_tlb_batched_pending"), cut("zap_pte_range", "spin_lock(cpu, ptl)")
+    assert [row.scenario for row in ranked(flush, rows)] == ["mix_dontneeds", "mix_forks", "lazyfree_dontneed_vs_load"]
+    rows = [Visit("mix_brk", 9, 9), *rows[1:]]
+    assert ranked(flush, rows)[-1].scenario == "mix_brk" and ranked(lock, rows) == rows

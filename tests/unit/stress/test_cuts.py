@@ -47,7 +47,7 @@ def test_a_lock_that_another_function_gives_back_goes_with_that():
     left = [text(p.statement) for tree in trees.values() for p in places(tree) if "spin_" in text(p.statement)]
     assert {s.name for s in trees} == {"migration_entry_wait", "pmd_migration_entry_wait", "wait_for_migration"} and not left
     for row in [c for c in cuts() if len(c.edits) > 1]:
-        assert Variant(row.edits, f"cut-{row.function}-{row.line}").trees, row
+        assert Variant(row.edits, row.name).trees, row
 
 
 def test_a_lock_that_returns_what_it_locks_returns_nothing():
@@ -64,10 +64,27 @@ def test_a_second_look_goes_the_way_of_no_change():
     assert "if False" in [text(p.statement) for p in places(tree)]
 
 
+def test_an_if_that_does_not_leave_is_cut_both_ways():
+    made = [c for c in cuts() if c.function == "tlb_finish_mmu" and c.kind == "look"]
+    assert [c.what.rpartition(" ")[2] for c in made] == ["(always)", "(never)"] and len({c.name for c in made}) == 2
+    heads = []
+    for one in made:
+        tree = copy.deepcopy(source_named(one.function).tree)
+        one.edit.apply(tree)
+        heads += [text(p.statement) for p in places(tree) if text(p.statement) in ("if True", "if False")]
+    assert heads == ["if True", "if False"]
+
+
+def test_statements_alike_are_told_apart_and_no_two_cuts_share_a_name():
+    assert [c.what for c in cuts() if c.function == "follow_huge_pmd" and c.kind == "lock"][1] == "spin_lock(cpu, ptl) #2"
+    names = Counter(c.name for c in cuts())
+    assert max(names.values()) == 1, [name for name, count in names.items() if count > 1]
+
+
 def test_cuts_can_be_compiled():
     some = [cut for cut in cuts() if cut.function in ("do_anonymous_page", "zap_huge_pmd")]
     for cut in some:
-        variant = Variant(cut.edits, f"cut-{cut.function}-{cut.line}")
+        variant = Variant(cut.edits, cut.name)
         assert variant.compile()
     assert some and all(isinstance(s, Source) for s in [source_named(cut.function) for cut in some])
 
