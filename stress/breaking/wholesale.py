@@ -4,6 +4,7 @@ Each is played for a moment; the best, in which several CPUs come by, then longe
 caught only if the real code is clean under the same seeds.
 """
 
+import functools
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 from concur_thp.errors import Misuse
 from concur_thp.machine import Machine
 from concur_thp.output import compile_progress, console, result_console, write_json
+from concur_thp.rules.table import RULES
 from concur_thp.rules.variant import Variant
 from stress.breaking.coverage import Visit, coverage
 from stress.breaking.cuts import Cut, all_cuts
@@ -69,9 +71,18 @@ TELLING = {"flush": {"I15", "I16", "K11", "K19", "X8", "X9", "X11"}}
 
 
 def ranked(cut: Cut, visits: Sequence[Visit]) -> list[Visit]:
-    """The scenarios for a cut, best first: those that can tell, then those in which several CPUs come by most often."""
-    telling = TELLING.get(cut.kind, set())
-    return sorted(visits, key=lambda visit: not telling & set(SCENARIOS[visit.scenario].rules))
+    """The scenarios for a cut, best first: those that provoke what the rules have to say of its function, then those that can
+    tell, then those in which several CPUs come by most often."""
+    telling, named = TELLING.get(cut.kind, set()), provoking(cut.function)
+    return sorted(visits, key=lambda visit: (visit.scenario not in named, not telling & set(SCENARIOS[visit.scenario].rules)))
+
+
+@functools.cache
+def provoking(function: str) -> frozenset[str]:
+    """Scenarios of the rules that a function enforces, and of the variants that break it."""
+    return frozenset(
+        variant.scenario for rule in RULES for variant in rule.variants
+        if any(at.function == function for at in rule.enforced_in) or any(e.function == function for e in variant.edits))
 
 
 class Hunter:
