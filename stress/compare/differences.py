@@ -150,7 +150,15 @@ def _mremap_refused(s: Situation) -> bool:
     return s.step.op == "mremap" and s.step.arg != s.step.page and s.ours.result == EFAULT
 
 
+def _no_huge_page(s: Situation) -> bool:
+    return s.theirs.counter("thp_fault_fallback") > s.ours.counter("thp_fault_fallback")
+
+
 DIFFERENCES: tuple[Difference, ...] = (
+    Difference("no-huge-page", "the running kernel had no huge page to give, and took small ones",
+               "mm/huge_memory.c counts thp_fault_fallback when the allocation fails: memory is short or in pieces on this"
+               " machine, which no program here is about",
+               _no_huge_page, ALL_BUT_DATA, lasts=IN_PROGRAM),
     Difference("K6", "a huge page that loses all its mappings at once is queued for a deferred split, and counted",
                "v4.20 page_remove_rmap() queues whatever is unmapped; since f1fe80d4ae33 (\"mm, thp: do not queue fully"
                " unmapped pages for deferred split\", v5.5 by its date) only what stays mapped in part; of pages mapped by"

@@ -67,6 +67,14 @@ def test_what_the_table_takes_out_is_passed_over_from_there_on_and_only_there():
     assert [fact.kind for fact in compare(PROGRAM, ours, wrong).differ] == ["data"]
 
 
+def test_a_machine_without_huge_pages_to_give_says_nothing_of_them():
+    without = LOOK._replace(anon_huge=0)
+    theirs = [seen(512, without, thp_fault_fallback=1), seen(1, without), seen(1, without)]
+    verdict = compare(PROGRAM, SAME, theirs)
+    assert verdict.agree and verdict.skipped["AnonHugePages", "no-huge-page"] == 3 and verdict.compared["data"] == 3
+    assert not compare(PROGRAM, SAME, [seen(512, without), *theirs[1:]]).agree, "it did not say that it had none"
+
+
 def test_a_row_is_compared_by_its_column():
     verdict = compare(PROGRAM, SAME, [SAME[0], seen(1, thp_split_pmd=1), SAME[2]], frozenset(LETTERS["A"]))
     assert verdict.agree and set(verdict.compared) == set(LETTERS["A"])
