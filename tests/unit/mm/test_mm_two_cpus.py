@@ -38,6 +38,7 @@ from concur_thp.mm.swap import lru_add_drain
 from concur_thp.mm.syscall import sys_madvise, sys_mmap, sys_mprotect, sys_mremap, sys_munmap
 from concur_thp.mm.uaccess import user_load, user_store
 from concur_thp.mm.vmstat import vmstat
+from tests.processes import DEADLINE_SECONDS
 
 CPUS = 2
 STEPS, SEED = 600, 0
@@ -155,7 +156,7 @@ def in_parallel(machine: Machine, *jobs: Any) -> None:
     workers = [get_context("fork").Process(target=run, args=pair) for pair in enumerate(jobs)]
     for worker in workers:
         worker.start()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + DEADLINE_SECONDS
     for worker in workers[:-1]:
         worker.join(max(0.0, deadline - time.monotonic()))
     system.stop.store(1)

@@ -30,6 +30,7 @@ from concur_thp.mm.page_flags import tail_page
 from concur_thp.mm.page_lock import lock_page, unlock_page
 from concur_thp.mm.pcp import drain_pcp
 from concur_thp.mm.slab import kmem_cache_alloc, kmem_cache_free
+from tests.processes import DEADLINE_SECONDS
 
 
 def on_two_cpus(machine, work):
@@ -46,7 +47,7 @@ def on_two_cpus(machine, work):
     workers = [get_context("fork").Process(target=run, args=(machine.cpu(n),)) for n in range(2)]
     for worker in workers:
         worker.start()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + DEADLINE_SECONDS
     for worker in workers:
         worker.join(max(0.0, deadline - time.monotonic()))
     ends = [worker.exitcode for worker in workers]
