@@ -41,7 +41,7 @@ from concur_thp.mm.vmstat import vmstat
 from tests.processes import DEADLINE_SECONDS
 
 CPUS = 2
-STEPS, SEED = 600, 0
+SEED = 0
 BASE = 1 << 24
 RW = PROT_READ | PROT_WRITE
 FIXED = MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS
@@ -169,9 +169,9 @@ def in_parallel(machine: Machine, *jobs: Any) -> None:
 
 
 @pytest.mark.parametrize("chaos", [False, True])
-@pytest.mark.parametrize("order", [3, 5])
-def test_threads(order: int, chaos: bool) -> None:
-    with Machine(memory="32M", order=order, cpus=CPUS + 1) as machine:
+@pytest.mark.parametrize(("order", "memory", "steps"), [(3, "32M", 600), (9, "256M", 300)])
+def test_threads(order: int, memory: str, steps: int, chaos: bool) -> None:
+    with Machine(memory=memory, order=order, cpus=CPUS + 1) as machine:
         cpu = machine.cpu(0)
         cpu_resume(cpu)
         assert exec_mmap(cpu, BASE // 2) == 0
@@ -185,7 +185,7 @@ def test_threads(order: int, chaos: bool) -> None:
 
         def work(cpu: Any) -> None:
             switch_to_mm(cpu, mm.id)
-            for _ in range(STEPS):
+            for _ in range(steps):
                 threads[cpu.id].step()
 
         def scan(cpu: Any) -> None:
