@@ -9,9 +9,12 @@ import os
 import platform
 import select
 import signal
+import stat
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -157,7 +160,7 @@ def examine(memory: int) -> dict[str, Any]:
     free, needed = available_memory(), memory // 4096 * 160
     cores = len(os.sched_getaffinity(0))
     cache = native.cache_dir()
-    objects = [path for path in cache.rglob("*") if path.is_file()] if cache.is_dir() else []
+    sizes = list(_sizes(cache))
     problems = []
     if free < needed:
         problems.append(f"{size_mib(free)} of memory are available, {size_text(memory)} of emulated memory may need"
@@ -174,9 +177,18 @@ def examine(memory: int) -> dict[str, Any]:
         "version": concur_thp.__version__, "kernel_emulated": KERNEL_TAG, "python": platform.python_version(),
         "llvmlite": llvmlite.__version__, "processor": platform.machine(), "cores": cores, "memory_available": free,
         "memory_needed": needed, "kernel_running": platform.release(), "kernel_thp": _running_thp(),
-        "cache": str(cache), "cache_files": len(objects), "cache_bytes": sum(p.stat().st_size for p in objects),
+        "cache": str(cache), "cache_files": len(sizes), "cache_bytes": sum(sizes),
         "problems": problems,
     }
+
+
+def _sizes(folder: Path) -> Iterator[int]:
+    """Of each file below. Another process may be compiling: what it writes is soon gone under its first name."""
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            about = path.stat()
+            if stat.S_ISREG(about.st_mode):
+                yield about.st_size
 
 
 def size_mib(size: int) -> str:

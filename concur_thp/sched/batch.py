@@ -14,7 +14,7 @@ from concur_thp.sched.repeat import repeat_run, repeating
 from concur_thp.sched.runs import run_once
 from concur_thp.sched.snapshot import MULTIPLY, restore, state_number
 from concur_thp.sched.state import Verdict, sched, sched_log
-from concur_thp.sched.words import Long
+from concur_thp.sched.words import poke
 
 TABLE = 1 << 20
 """Places for numbers of states, and of schedules; a power of two."""
@@ -123,9 +123,9 @@ def run_batch(seed: int, count: int):
         if sched.exhausted != 0:
             return i
         batch.seed = seed + i
-        Long(int(PROGRESS)).value = seed + i
-        Long(int(PROGRESS) + 8).value = batch.done + 1
-        Long(int(PROGRESS) + 16).value = sched.longest
+        poke(int(PROGRESS), seed + i)
+        poke(int(PROGRESS) + 8, batch.done + 1)
+        poke(int(PROGRESS) + 16, sched.longest)
         verdict = run_once(seed + i)
         after()
         batch.steps = batch.steps + sched.steps
@@ -151,4 +151,4 @@ def run_batch(seed: int, count: int):
     return count
 
 
-__all__ = ["PROGRESS", "PROGRESS_BYTES", "Long", "batch", "run_batch", "state_is_good"]
+__all__ = ["PROGRESS", "PROGRESS_BYTES", "batch", "run_batch", "state_is_good"]

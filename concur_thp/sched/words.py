@@ -1,5 +1,6 @@
 """Any word of memory, by its address: for what reads or writes the segment without knowing what lies there."""
 
+from concur_thp.arch.linker import inline
 from concur_thp.arch.struct import I8, I16, I32, I64, Struct, field
 
 
@@ -27,4 +28,10 @@ class Byte(Struct, size=1, align=1):
     value = field(I8, "owner", "the byte")
 
 
-__all__ = ["Byte", "Half", "Long", "Quarter"]
+@inline
+def poke(address: int, value: int):
+    """Store a 64-bit word that is not the machine's: the dirty map has no place for it, and no snapshot restores it."""
+    Long(address).value = value
+
+
+__all__ = ["Byte", "Half", "Long", "Quarter", "poke"]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -138,6 +139,15 @@ def test_doctor_json_on_standard_output_is_alone():
 def test_doctor_names_what_is_missing(monkeypatch):
     facts = cli.examine(1 << 50)
     assert any("of memory are available" in problem for problem in facts["problems"])
+
+
+def test_doctor_beside_somebody_who_compiles(monkeypatch, tmp_path):
+    """A file that had its temporary name when the folder was read, and has another one now."""
+    (tmp_path / "object").write_bytes(b"code")
+    monkeypatch.setenv("CONCUR_THP_CACHE", str(tmp_path))
+    monkeypatch.setattr(Path, "rglob", lambda folder, pattern: iter([folder / "tmp1", folder / "object"]))
+    facts = cli.examine(1 << 20)
+    assert (facts["cache_files"], facts["cache_bytes"]) == (1, 4)
 
 
 def test_build_compiles_once(tmp_path):

@@ -14,7 +14,7 @@ from concur_thp.arch.shared import SharedOne, Word
 from concur_thp.arch.struct import I64, Struct, atomic
 from concur_thp.program.rows import run_program
 from concur_thp.sched.state import Reason
-from concur_thp.sched.words import Long
+from concur_thp.sched.words import Long, poke
 from stress.exploring.cell import Cell
 from stress.exploring.explorer import link_for
 from stress.exploring.job import Job
@@ -37,7 +37,7 @@ drift = SharedOne("test_drift", DriftWord)
 def drifting_program(cpu: Cpu):
     """A program that looks at what is not of the machine. Emulator: a test."""
     outside = Long(int(OUTSIDE))
-    outside.value = outside.value + 1
+    poke(int(OUTSIDE), outside.value + 1)
     if outside.value & 2 != 0:
         drift.word.store(1)
     run_program(cpu)

@@ -13,7 +13,7 @@ from concur_thp.sched.batch import batch
 from concur_thp.sched.repeat import NOWHERE, first_steps, repeating
 from concur_thp.sched.snapshot import restore
 from concur_thp.sched.state import Verdict, sched, sched_steps
-from concur_thp.sched.words import Long
+from concur_thp.sched.words import Long, poke
 from stress.exploring.divergence import describe_repetition
 from tests.unit.sched.small import Do, Op, run_small, small_machine, small_words
 
@@ -29,7 +29,7 @@ def step_more(cpu: Cpu):
     """Every second time one point more. Emulator: a test."""
     outside = Long(int(OUTSIDE))
     if cpu.id == 1:
-        outside.value = outside.value + 1
+        poke(int(OUTSIDE), outside.value + 1)
         if outside.value & 1 == 0:
             small_words[3].count.store(9)
     run_small(cpu)
@@ -39,7 +39,7 @@ def step_more(cpu: Cpu):
 def end_otherwise(cpu: Cpu):
     """The same points, and a word with what was counted elsewhere. Emulator: a test."""
     outside = Long(int(OUTSIDE))
-    outside.value = outside.value + 1
+    poke(int(OUTSIDE), outside.value + 1)
     small_words[3].count.store(outside.value)
     run_small(cpu)
 
