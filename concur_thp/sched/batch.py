@@ -68,11 +68,12 @@ def place_of(table_is_states: int, number: int):
 
 @inline
 def schedule_number():
-    """The number of the schedule that was just run."""
+    """The number of the schedule that was just run. Why a stretch ended is part of it: a CPU that polls before the next point
+    has done more than one that was stopped behind the last."""
     a = 1
     for i in range(sched.stretches):
         row = sched_log[i]
-        a = wrap_mul(a ^ (row.steps << 8 | row.cpu), MULTIPLY)
+        a = wrap_mul(a ^ (row.steps << 8 | row.reason << 5 | row.cpu), MULTIPLY)
         a = a ^ lsr(a, 29)
     return a | 1
 

@@ -5,6 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from concur_thp.arch import native
+from concur_thp.sched.batch import batch
 from tests.unit.sched.small import Do, Found, Op, small_machine
 
 MOST = 30_000
@@ -28,8 +29,21 @@ def compare_in(small, *programs, most=MOST) -> tuple[Found, Found]:
     return full, few
 
 
+FLUSHES = [Do(Op.STORE, 0, 1), Do(Op.FLUSH), Do(Op.LOAD, 0)]
 LOST_UPDATE = [Do(Op.LOAD, 0), Do(Op.PUT, 0, 1)]
 LOCKED = [Do(Op.LOCK, 1), *LOST_UPDATE, Do(Op.UNLOCK, 1)]
+
+
+@pytest.mark.parametrize("programs", [
+    (FLUSHES, FLUSHES), (LOST_UPDATE,) * 3, (FLUSHES, [Do(Op.CACHE, 0)] * 2, [Do(Op.LOAD, 0)])])
+def test_no_schedule_comes_twice_and_none_is_begun_in_vain(programs):
+    """A quarter seemed to: two schedules were taken for one when a stretch ended with a look in the one, and before it in the
+    other."""
+    with small_machine(len(programs), native.TRACED) as small:
+        small.load(*programs)
+        before = batch.schedules
+        few = small.explore("dpor")
+        assert few.proved and batch.schedules - before == few.schedules and batch.cut == 0
 
 
 def test_what_does_not_conflict_needs_one_schedule():
