@@ -81,7 +81,8 @@ def test_who_is_killed_is_told(machine):
     assert (ran.verdict, ran.kind) == ("inconclusive", "killed") and "victim" in ran.symptom
 
 
-def test_who_does_not_end_is_told(machine):
+def test_who_does_not_end_is_told(machine, monkeypatch):
+    monkeypatch.setattr("workers.launch.GRACE_SECONDS", 0.5)
     machine.program(lambda cpu: signal.pause(), name="sleeper")
     ran = machine.run(seconds=0.2)
     assert ran.verdict != "pass" and "sleeper" in ran.symptom
