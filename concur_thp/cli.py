@@ -79,9 +79,11 @@ def cli(ctx: click.Context) -> None:
 
 @cli.command()
 @options.order_option()
+@click.option("--kind", type=click.Choice(tuple(native.UNITS)), default=native.PLAIN, show_default=True,
+              help="plain is for free runs, checked for controlled ones (explore, break), traced for --races and dpor.")
 @options.json_option()
 @options.quiet_option()
-def build(order: int, json_path: str, quiet: bool) -> int:
+def build(order: int, kind: str, json_path: str, quiet: bool) -> int:
     """Compile every kernel function ahead of the first run."""
     started = time.monotonic()
     Param.order = order
@@ -89,10 +91,10 @@ def build(order: int, json_path: str, quiet: bool) -> int:
     for entry in entry_points(group="concur_thp.kernels"):
         import_module(entry.value)
     with compile_progress(console(quiet)) as progress:
-        compiled = native.build(Kernel.all, progress)
-        native.link()
+        compiled = native.build(Kernel.all, progress, kind=kind)
+        native.link(kind=kind)
     seconds = round(time.monotonic() - started, 2)
-    result = {"order": order, "functions": len(Kernel.all), "compiled": compiled, "seconds": seconds,
+    result = {"order": order, "kind": kind, "functions": len(Kernel.all), "compiled": compiled, "seconds": seconds,
               "cache": str(native.cache_dir())}
     result_console(quiet, json_path).print(f"compiled {compiled} of {len(Kernel.all)} kernel functions in {seconds} s,"
                                            " the others were there")

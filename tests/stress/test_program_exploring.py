@@ -93,7 +93,7 @@ def test_a_race_is_found_shrunk_told_and_replayed(machine, strategy):
     explored = machine.explore(strategy=strategy, depth=2, schedules=3000, shrink_seconds=100)
     failure = explored.failure
     assert explored.verdict == "fail" and failure.kind == "raised" and failure.cpu == 0
-    assert failure.symptom.startswith("writer: AssertionError: assert cpu.load(region)") and failure.preemptions == 1
+    assert failure.symptom.startswith("writer: AssertionError: assert ") and failure.preemptions == 1
     assert "CPU0 writer" in failure.chart and "CPU1 zapper" in failure.chart and "zap_huge_pmd" in failure.chart
     with pytest.raises(ProgramFailure) as caught:
         explored.check()

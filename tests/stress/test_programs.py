@@ -10,6 +10,7 @@ from concur_thp.arch.bug import bug
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import kernel
 from concur_thp.program.declared import ProgramFailure
+from workers.programs import symptom_of
 
 
 @kernel
@@ -44,6 +45,14 @@ def test_the_design_document_s_example_runs(machine):
 
     for _ in range(3):
         assert machine.run().check().results == {"writer": "done", "hinter": None}
+
+
+def test_an_exception_without_words_speaks_through_its_statement():
+    try:
+        raise AssertionError
+    except AssertionError as error:
+        assert symptom_of(error) == "AssertionError: raise AssertionError"
+    assert symptom_of(ValueError("one\ntwo")) == "ValueError: one" and symptom_of(KeyError()) == "KeyError"
 
 
 def test_closures_lambdas_and_two_of_one_name(machine):
