@@ -47,12 +47,13 @@ def programs_of(job: Job) -> dict[int, str]:
 
 def tell(token: Token, failure: Failure | None = None) -> Told:
     """Step through a failure's schedule once more and draw it. `link_for` of its job was called before."""
-    told = Told(token, schedule=readable(token.job.plan))
+    told = Told(token)
     if failure is not None:
         told.dump = failure.report
     if not token.job.plan:
         return told
     try:
+        told.schedule = readable(token.job.plan)
         with Teller(token.job) as teller:
             story = teller.tell(token.job.plan)
             config = teller.cell.machine.config
