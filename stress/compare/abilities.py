@@ -36,9 +36,12 @@ def missing(root: Path = THP) -> list[str]:
             found.append(f"/proc/self/{name} cannot be read")
     found += [f"{root / name} cannot be written, and it has to be {value!r} during the run"
               for name, value in changes(root).items() if not _opens(str(root / name), os.O_WRONLY)]
-    if found and os.geteuid() != 0:
-        found.append("run it as root, or have root write those values first")
-    return found
+    return found + what_helps() if found else []
+
+
+def what_helps() -> list[str]:
+    """To whoever may not set the switches."""
+    return ["run it as root, or have root write those values first"] if os.geteuid() != 0 else []
 
 
 def _opens(path: str, how: int) -> bool:

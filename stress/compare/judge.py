@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Self
 
 from concur_thp.errors import EmulatorError
-from stress.compare.facts import KINDS, Verdict, compare, least
+from stress.compare.facts import COUNTER_KINDS, KINDS, Verdict, compare, least
 from stress.compare.observed import Run
 from stress.compare.sides import EmulatorSide, KernelSide
 from stress.compare.steps import Program, runnable
@@ -72,7 +72,7 @@ class Judge:
             if not verdict.agree and len(runs) > 1:
                 verdict = compare(program, emulator, least(runs), kinds)
             verdict.broken = broken or said or ended(program, emulator, run)
-            if verdict.agree or broken or len(runs) == PATIENCE or (len(runs) >= TRIES and steady(runs)):
+            if verdict.agree or broken or len(runs) == PATIENCE or (len(runs) >= TRIES and not disturbed(verdict, runs)):
                 return verdict
             self.again += 1
             self.kernel.ask(program)
@@ -88,9 +88,10 @@ class Judge:
         return emulator, kernel
 
 
-def steady(runs: list[Run]) -> bool:
-    """Did every run count the same, so that nobody else can have moved anything?"""
-    return len({tuple(seen.counters for seen in run) for run in runs}) == 1
+def disturbed(verdict: Verdict, runs: list[Run]) -> bool:
+    """Can it be the work of others? The kernel has only counted more, and not the same in every run."""
+    more = all(fact.kind in COUNTER_KINDS and fact.kernel > fact.emulator for fact in verdict.differ)
+    return more and not verdict.broken and len({tuple(seen.counters for seen in run) for run in runs}) > 1
 
 
 def ended(program: Program, emulator: Run, kernel: Run) -> str:

@@ -14,7 +14,7 @@ from concur_thp.config import Param
 from concur_thp.errors import Misuse
 from concur_thp.machine import Machine
 from concur_thp.output import CompileProgress, compile_progress, console, result_console, write_json
-from stress.compare.abilities import lacking, missing
+from stress.compare.abilities import lacking, missing, what_helps
 from stress.compare.differences import DIFFERENCES
 from stress.compare.facts import LETTERS, Verdict
 from stress.compare.judge import Judge
@@ -67,7 +67,7 @@ def run_compare(options: CompareOptions) -> int:
     try:
         data, result = _run(options, given, out)
     except NotNow as why:
-        return _not_here(options, [str(why)])
+        return _not_here(options, [str(why), *what_helps()])
     write_json(options.json, data)
     _say(result_console(options.quiet, options.json), data, result)
     return STATUS[data["verdict"]]

@@ -9,13 +9,13 @@ from tests.unit.stress.compare.test_facts import seen
 class FakeSide:
     """Answers at once. `bad` breaks its machine, which only an audit sees, and only a new one is rid of."""
 
-    def __init__(self, bad=None):
-        self.bad, self.answers, self.broken, self.audits = bad, [], False, []
+    def __init__(self, bad=None, sees=seen()):
+        self.bad, self.sees, self.answers, self.broken, self.audits = bad, sees, [], False, []
 
     def ask(self, program, detail=False, audited=True):
         self.broken = self.broken or program == self.bad
         self.audits.append(audited)
-        self.answers.append(([seen() for _ in program], "a page too few" if audited and self.broken else ""))
+        self.answers.append(([self.sees for _ in program], "a page too few" if audited and self.broken else ""))
 
     def answer(self):
         return self.answers.pop(0)
@@ -72,3 +72,10 @@ def test_others_who_move_the_counters_are_waited_out():
 def test_what_counts_the_same_each_time_is_a_difference():
     judge = Judge(FakeSide(), Disturbed(1000, lambda run: 1))
     assert not judge.verdict(PROGRAMS[0]).agree and judge.kernel.asked == TRIES
+
+
+def test_what_others_cannot_have_done_is_a_difference_at_once():
+    """They only add to counters, and write in nobody's memory."""
+    for ours in (seen(thp_fault_alloc=9), seen(seen().result, seen().looks[0]._replace(data=7))):
+        judge = Judge(FakeSide(sees=ours), Disturbed(1000, lambda run: 1 + run % 5))
+        assert not judge.verdict(PROGRAMS[0]).agree and judge.kernel.asked == TRIES
