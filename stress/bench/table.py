@@ -18,7 +18,7 @@ def number(value: float | None) -> str:
     """Three figures are enough for anybody."""
     if value is None:
         return "-"
-    for unit, size, least in (("M", 1e6, 999_500), ("k", 1e3, 9_995)):
+    for unit, size, least in (("G", 1e9, 999_500_000), ("M", 1e6, 999_500), ("k", 1e3, 9_995)):
         if abs(value) >= least:
             return f"{value / size:.3g}{unit}"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

@@ -13,6 +13,7 @@ from stress.bench.main import _turn, measure_row, result
 from stress.bench.rows import ROWS, Row
 from stress.bench.statistics import growth as grown
 from stress.bench.statistics import ratio, spread
+from stress.bench.table import number
 from stress.bench.throughput import Span, fair, line_times
 
 KEYS = {"name", "unit", "emulator", "kernel", "multiprocess", "ratio_kernel", "ratio_multiprocess"}
@@ -64,6 +65,12 @@ def test_ratios_are_taken_turn_by_turn():
     assert ratio([[]], [[1.0]]) is None
     assert ratio([[10.0], [-30.0]], [[1.0], [3.0]]) == (10.0, 10.0, 10.0)
     assert spread([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 3.0, 4.0)
+
+
+@pytest.mark.parametrize("value, text", [(None, "-"), (0.5, "0.50"), (9994, "9994"), (9999, "10k"), (999_400, "999k"),
+                                         (999_600, "1M"), (2.32e9, "2.32G"), (-42e3, "-42k")])
+def test_three_figures(value, text):
+    assert number(value) == text
 
 
 def test_a_side_without_figures_has_its_reason():

@@ -9,13 +9,13 @@ from tests.unit.stress.compare.test_facts import seen
 class FakeSide:
     """Answers at once. `bad` breaks its machine, which only an audit sees, and only a new one is rid of."""
 
-    def __init__(self, bad=None, sees=seen()):
+    def __init__(self, bad=None, sees=None):
         self.bad, self.sees, self.answers, self.broken, self.audits = bad, sees, [], False, []
 
     def ask(self, program, detail=False, audited=True):
         self.broken = self.broken or program == self.bad
         self.audits.append(audited)
-        self.answers.append(([self.sees for _ in program], "a page too few" if audited and self.broken else ""))
+        self.answers.append(([self.sees or seen() for _ in program], "a page too few" if audited and self.broken else ""))
 
     def answer(self):
         return self.answers.pop(0)
