@@ -104,6 +104,17 @@ def _free_of_owned(s: Situation, *counters: str) -> bool:
     return s.step.op == "free" and more and (len(s.ours.looks) > 1 or _had_three(s))
 
 
+def _tables_of_range(s: Situation) -> list[Place]:
+    """Blocks that are mapped by tables and lie in the range as a whole."""
+    return [(s.step.task, block) for block in s.whole_blocks() if s.before[block] == "t"]
+
+
+def _free_of_whole(s: Situation) -> bool:
+    """MADV_FREE split a huge page that it was given as a whole, entry by entry."""
+    return s.step.op == "free" and s.ours.counter("thp_split_page") > s.theirs.counter("thp_split_page") and bool(
+        _tables_of_range(s))
+
+
 def _huge_zero_forbidden(s: Situation) -> bool:
     """A write to the huge zero page where no new huge pages are allowed."""
     after = s.ours.blocks.get(s.step.task, s.before)
@@ -195,6 +206,10 @@ DIFFERENCES: tuple[Difference, ...] = (
     Difference("free-failed", "the same, of a page that is pinned: v4.20 tries to split it, and counts that it failed",
                "thp_split_page_failed is counted by split_huge_page_to_list(), which now is not called: see free-shared",
                lambda s: _free_of_owned(s, "thp_split_page_failed"), ("failed",)),
+    Difference("free-whole", "MADV_FREE of all of a huge page that is mapped by a table: v4.20 splits it, now it stays whole",
+               "v4.20 madvise_free_pte_range() splits every PageTransCompound that one maps; since dce7d10be4bb (\"mm/madvise:"
+               " optimize lazyfreeing with mTHP in madvise_free\", v6.10) not one whose entries follow each other in the range",
+               _free_of_whole, ALL_BUT_DATA, lasts=IN_BLOCK, where=_tables_of_range),
     Difference("huge-zero", "a write to the huge zero page makes a huge page, whatever MADV_NOHUGEPAGE has said since",
                "v4.20 do_huge_pmd_wp_page() asks transparent_hugepage_enabled(vma) and else splits the pmd; since 1ced09e0331f"
                " (\"mm: allocate THP on hugezeropage wp-fault\", v6.13 by its date) do_huge_zero_wp_pmd() does not ask",
