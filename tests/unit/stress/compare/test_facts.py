@@ -101,3 +101,18 @@ def test_a_difference_is_told_step_by_step():
     text = describe(compare(PROGRAM[:1], ours, theirs), ours, theirs)
     for part in ("data of task 0", "0 store 0 512", "F+1", "page 2047", "blocks H...", "--program '0 store 0 512'"):
         assert part in text
+
+
+@pytest.mark.parametrize("text, tasks, moved, reason", [
+    ("0 free 0 512", 1, "thp_split_page", "free-whole"), ("0 free 0 511", 1, "thp_split_page", ""),
+    ("0 free 0 511", 2, "thp_split_page", "free-shared"), ("0 free 0 511", 2, "thp_split_page_failed", "free-failed"),
+    ("0 free 0 512", 1, "thp_split_page_failed", ""), ("0 dontneed 0 512", 1, "thp_split_page", ""),
+])
+def test_what_madv_free_splits_in_v4_20_only(text, tasks, moved, reason):
+    """More is not passed over than what the rows say: a whole huge page that a table maps, and shared ones."""
+    looks = dict.fromkeys(range(tasks), LOOK)
+    before = seen(blocks="t...")._replace(looks=looks)
+    ours = seen(blocks="t...", **{moved: 1})._replace(looks=looks)
+    verdict = compare(parse(f"0 store 0 1; {text}"), [before, ours], [before, before])
+    kind = "P" if moved == "thp_split_page" else "failed"
+    assert verdict.agree == bool(reason) and verdict.skipped[kind, reason] == bool(reason)
