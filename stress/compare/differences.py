@@ -136,9 +136,14 @@ def _empty_table_used(s: Situation) -> bool:
     return bool(_empty_tables_used(s)) and any(_tables_discarded(s._replace(at=earlier)) for earlier in range(s.at))
 
 
+def _in_one_vma(s: Situation) -> bool:
+    before = s.emulator[s.at - 1].looks[s.step.task].mappings if s.at else ()
+    return any(first <= s.step.page and s.step.end <= end for first, end in before)
+
+
 def _collapse_by_other_rules(s: Situation) -> bool:
     """They did not do the same, and the range was not one that both have to collapse."""
-    if s.step.op != "collapse" or all(s.before[block] in "s." for block in s.whole_blocks()):
+    if s.step.op != "collapse" or (_in_one_vma(s) and all(s.before[block] in "s." for block in s.whole_blocks())):
         return False
     same = s.ours.counter("thp_collapse_alloc") == s.theirs.counter("thp_collapse_alloc")
     # v4.20 allocates first, and may still give up; and a range may be refused for what else lies in it.
@@ -226,7 +231,8 @@ DIFFERENCES: tuple[Difference, ...] = (
                "mm/khugepaged.c: pages of huge pages (5503fbf2b0b8 \"khugepaged: allow to collapse PTE-mapped compound pages\","
                " v5.8), shared and read-only ones, one page among empty entries, and whatever sysfs says without MADV_HUGEPAGE"
                " (7d8faaf15545 \"mm/madvise: introduce MADV_COLLAPSE sync hugepage collapse\", v6.1): 6.1, rows 37, 38. Ranges"
-               " of 512 young, writable, own small pages with MADV_HUGEPAGE are compared",
+               " of 512 young, writable, own small pages with MADV_HUGEPAGE are compared, if they are in one vma: of several"
+               " the first that fails ends it, and one without a whole block fails (madvise_collapse())",
                _collapse_by_other_rules, ALL_BUT_DATA, lasts=IN_BLOCK),
     Difference("collapse-error", "what MADV_COLLAPSE returns where v4.20 has nothing to compare it with",
                "the call is of v6.1; compared for ranges that both have to collapse", _collapse_error, ("result",)),

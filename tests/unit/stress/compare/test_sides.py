@@ -113,6 +113,8 @@ FOUND_BY_RANDOM_PROGRAMS = {
         "0 mmap 0 512 rw; 0 huge 0 512; 0 store 0 1; 0 fork 1; 1 nohuge 7 306; 0 pin 0 1; 0 mlock 63 413; 1 free 0 512",
     "MADV_FREE of a whole huge page that is mapped by a table":
         "0 mmap 0 512 rw; 0 huge 0 512; 0 store 0 1; 0 mprotect 388 1 none; 0 mprotect 0 512 rw; 0 free 0 512",
+    "a collapse that ends with the first of several vmas":
+        "0 mmap 0 1024 rw; 0 store 0 1024; 0 huge 0 1024; 0 mremap 417 1 2047 1; 0 collapse 247 1023",
     "a collapse of two blocks, one of which is not there":
         "0 mmap 0 512 rw; 0 store 0 1; 0 huge 0 512; 0 dontneed 57 1; 0 dontneed 512 1; 0 collapse 0 1024",
 }
