@@ -69,12 +69,15 @@ def holds_read(cpu: Cpu, sem: RwSem):
 def note_table_seen(cpu: Cpu, pmd: Entry, vma: Vma):
     """Note what a reader of mmap_sem relies on, for check_table_kept(). A writer may change all of it.
 
+    Sound: whoever passes here has found a table, and under mmap_sem in any mode that stays one; only its writers collapse.
+
     Context: mmap_sem held.
     Emulator: the first moment of I9 and I24.
     """
     row = seen_tables[cpu.id]
     mm = mms[vma.vm_mm]
     value = pmd.val.load()
+    bug_on(cpu, not pmd_table(value), "I9: taken for a table, and is none (values: pmd, mm)", value, mm.id)
     row.mm = 0
     if pmd_table(value) and holds_read(cpu, mm.mmap_sem):
         row.pmd = int(pmd) - int(TABLE_BASE)

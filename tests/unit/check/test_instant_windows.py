@@ -6,13 +6,13 @@ from concur_thp.arch.irq import cpu_park
 from concur_thp.arch.points import Point
 from concur_thp.check.instant import check_at
 from concur_thp.mm.collapse_check import Scan
-from concur_thp.mm.flags import FOLL_GET
+from concur_thp.mm.flags import FOLL_GET, MADV_DONTNEED
 from concur_thp.mm.gup import get_user_pages_unlocked
 from concur_thp.mm.khugepaged import khugepaged_scan_pmd
 from concur_thp.mm.mm_types import mem_map, mms
 from concur_thp.mm.pgtable import mm_pmd
 from concur_thp.mm.put_page import put_page
-from concur_thp.mm.syscall import sys_mmap, sys_mprotect, sys_munmap
+from concur_thp.mm.syscall import sys_madvise, sys_mmap, sys_mprotect, sys_munmap
 from concur_thp.mm.uaccess import user_load, user_store
 from concur_thp.sync.rwsem import down_read, up_read
 from concur_thp.sync.spinlock import spin_lock
@@ -55,6 +55,11 @@ def other_table_under_mmap_sem(scene):
     see_table(scene, SMALL)
     mm_pmd(scene.mm, SMALL).val.add(PAGE)
     check_at(scene.cpu, Point.UP_READ, scene.mm.mmap_sem)
+
+
+@breaks("I9")
+def a_huge_pmd_taken_for_a_table(scene):
+    see_table(scene, THP)
 
 
 @breaks("I24")
@@ -129,6 +134,14 @@ def the_next_writer_takes_the_table(scene):
     assert sys_munmap(scene.cpu, SMALL, 6 * PAGE) == 0
     assert sys_mmap(scene.cpu, SMALL, PAGE, RW, ANON, 0, 0) == SMALL
     scene.store(SMALL)
+
+
+@allows("I9")
+def a_huge_pmd_becomes_a_table_before_it_is_taken_for_one(scene):
+    assert sys_madvise(scene.cpu, THP, PAGE, MADV_DONTNEED) == 0
+    see_table(scene, THP)
+    check_at(scene.cpu, Point.UP_READ, scene.mm.mmap_sem)
+    up_read(scene.cpu, scene.mm.mmap_sem)
 
 
 @allows("I24")
