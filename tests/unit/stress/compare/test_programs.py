@@ -21,7 +21,7 @@ def test_all_39_rows_are_there():
 
 @pytest.mark.parametrize("text, said", [
     ("0 explode 1 2", "one of mmap, munmap"), ("mmap", "a task's number"), ("0 mmap 1 2", "mmap takes 3 arguments"),
-    ("9 exit", "tasks are 0..2"), ("0 store 2047 2", "pages 0..2047"), ("0 load -1 1", "pages 0..2047"),
+    ("9 exit", "tasks are 0..2"), ("0 store 2047 2", "pages 0..2047"), ("0 load -1 1", "'-1' is not a whole number"),
 ])
 def test_text_that_is_no_program_says_what_is_wrong(text, said):
     with pytest.raises(ValueError, match=said):
