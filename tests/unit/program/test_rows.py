@@ -189,6 +189,16 @@ def test_locking(run):
     assert seen["f"][0] < 0
 
 
+def test_stack_break_and_old_pages(run):
+    """A stack grows to what is touched, the heap comes and goes, a huge page is old behind one who splits it to see it."""
+    got = run("new 0; enter 0; stack 64h 1h; store 64h 1; store 63h 2; kind: look 0 63h; two: load 63h; gone: load 90h")
+    assert got["kind"][0] in (LOOK_PTE, LOOK_HUGE) and got["two"] == (0, 2) and got["gone"] == (EFAULT, 0)
+    got = run("new 0; enter 0; more: brk 4; less: brk 1; none: brk 0")
+    assert [got[name][0] for name in ("more", "less", "none")] == [0, 0, 0]
+    got = run(HUGE + "old: clear_refs 0 1h; kind: look 0 3; all: count 0 1h 100")
+    assert got["old"][0] == HPAGE_PMD_NR and got["kind"][0] == LOOK_PTE and got["all"] == (HPAGE_PMD_NR, 0)
+
+
 def test_steps_that_need_an_mm_say_so_without_one(run):
     seen = run("a: load 0\nb: store 0 1\nc: map 0 1 rw\nd: pin 0 0 fast\ne: split_pmd 0\nf: split_page 0\ng: migrate 0 whole\n"
                "h: swap_out 0\ni: note 0 0\nj: rss 0\nk: look 0 0\nl: fork 0\nm: same 0 0\nn: leave")
