@@ -136,5 +136,5 @@ def test_random_takes_and_frees(seed):
 def test_sizes_of_a_device():
     assert MachineConfig().swap_slots == 0
     assert MachineConfig(memory=64 << 20, swap=(9 << 20) + 5).swap_slots == 2048
-    with pytest.raises(Misuse, match="--swap 4096: with --order 9 pass 8M to 1T, or 0"):
+    with pytest.raises(Misuse, match="--swap 4K: with --order 9 pass 8M to 1T, or 0"):
         MachineConfig(swap=4096)
