@@ -32,7 +32,8 @@ def test_memory_is_not_used_up(swap: str) -> None:
         run_all(machine, body, body)
         broken = int(Facts(machine.config, {}, False).has(PG_hwpoison).sum())
         stat = vmstat()
-        assert 0 < broken == stat["memory_failure"] - stat["memory_unpoisoned"] <= 2 * BROKEN < stat["memory_failure"]
+        # How many are broken when the mix ends is chance, none among it; that many more were on the way is not.
+        assert broken == stat["memory_failure"] - stat["memory_unpoisoned"] <= 2 * BROKEN < stat["memory_failure"]
         assert not audit(machine.config).violations
         unload_mix(machine)
         cpu = machine.cpu(0)
