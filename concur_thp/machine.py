@@ -109,7 +109,7 @@ class Machine:
 
     def _boot(self) -> None:
         bind(self.base, self.places)
-        self._dirty = map_dirty(self.base, self.size) if self.build != native.PLAIN else None
+        map_dirty(self.base, self.size)
         abort_when_parked(True)
         system.nr_cpus = self.config.cpus
         system.seed = self.config.seed
@@ -196,7 +196,7 @@ class Machine:
         bind(self.base, self.places)
         system.segment_bytes = self.size
         self.build = build
-        self._dirty = map_dirty(self.base, self.size) if build != native.PLAIN else None
+        map_dirty(self.base, self.size)
 
     def close(self) -> None:
         """Unmap the segment; harmless to repeat."""

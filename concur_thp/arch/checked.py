@@ -35,7 +35,8 @@ MAP = Word("dirty.start")
 """Address of the dirty map: a byte for each granule, 1 when it was written."""
 NONE, WRITES, POINTS = 0, 1, 2
 """How much of a function is instrumented."""
-_UNTOUCHED = ("concur_thp.sched.",)
+_UNTOUCHED = ("concur_thp.sched.", "stress.bench.")
+"""No points and no marks: who runs the machine, and who also writes to memory of the computer's own, which no map covers."""
 _WRITES_ONLY = ("concur_thp.arch.", "concur_thp.sync.", "concur_thp.check.", "concur_thp.program.", "workers.", "stress.")
 _READS = ("load", "read")
 RACY, QUIET, FENCE = 32, 64, 128
@@ -270,12 +271,17 @@ def _mark_granule(b: Any, args: list[Any]) -> None:
     b.store(ir.Constant(ir.IntType(8), 1), b.inttoptr(place, ir.IntType(8).as_pointer()))
 
 
-def map_dirty(base: int, size: int) -> mmap.mmap:
-    """A dirty map for a segment, this process's own; checked code needs one before it runs."""
+def map_dirty(base: int, size: int) -> None:
+    """A dirty map for a segment, this process's own, until the next one: the code that is linked may be checked, whatever build
+    the machine is of (a machine without native code links nothing), and a mark where no map is hits what lies there."""
     memory = mmap.mmap(-1, (size >> GRANULE_SHIFT) + 8)
     MAP.set(ctypes.addressof(ctypes.c_char.from_buffer(memory)))
     DIRTY.set(int(MAP) - (base >> GRANULE_SHIFT))
-    return memory
+    _map[:] = [memory]
+
+
+_map: list[mmap.mmap] = []
+"""The newest: it outlives its machine."""
 
 
 class Site(NamedTuple):

@@ -5,13 +5,14 @@ import ctypes
 import pytest
 
 from concur_thp.arch import native
-from concur_thp.arch.checked import GRANULE_SHIFT, MAP, level, site_id, sites
+from concur_thp.arch.checked import DIRTY, GRANULE_SHIFT, MAP, NONE, level, site_id, sites
 from concur_thp.arch.cpu import Cpu, cpus
 from concur_thp.arch.linker import Kernel, kernel, redirect
 from concur_thp.arch.listen import FREE_BUDGET, sched_point
 from concur_thp.arch.shared import SharedArray
 from concur_thp.arch.struct import I64, Struct, atomic, field
 from concur_thp.machine import Machine
+from stress.bench.kernels import host_store
 
 
 class Box(Struct, size=64):
@@ -99,3 +100,17 @@ def test_the_checked_build_does_what_the_plain_one_does(machine):
     before = boxes[3].count.load()
     assert touch(cpu, 3) == before and boxes[3].plain == 5 and boxes[3].count.load() == before + 2
     assert cpus[0].id == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"native_code": False}])
+def test_a_machine_of_any_build_has_a_dirty_map(options):
+    """Interpreted machines link nothing, so what is linked may be checked; it marked what lay where the last map had been."""
+    with Machine(memory="8M", order=3, build=native.CHECKED):
+        pass
+    with Machine(memory="4M", order=3, **options) as machine:
+        assert int(DIRTY) + (machine.base >> GRANULE_SHIFT) == int(MAP)
+
+
+def test_who_writes_outside_the_segment_marks_nothing():
+    """The kernel's side of bench, linked checked by whoever came before, wrote its marks over the process's own heap."""
+    assert level(host_store) == NONE and level(touch) > NONE
