@@ -66,7 +66,7 @@ def compare(program: Program, emulator: Run, kernel: Run, kinds: frozenset[str] 
     for index in range(min(len(program), len(emulator), len(kernel))):
         step, ours, theirs = program[index], emulator[index], kernel[index]
         touched = doubts.touched(step)
-        here, behind = _hold(Situation(program, index, emulator, kernel), doubts, touched)
+        here, behind = _hold(Situation(program, index, emulator, kernel, doubts), touched)
         doubts.follow(step, ours.result >= 0 and theirs.result >= 0)
         for row, places in behind:
             doubts.add(places, row.skips, row.id)
@@ -81,10 +81,9 @@ def compare(program: Program, emulator: Run, kernel: Run, kinds: frozenset[str] 
     return verdict
 
 
-def _hold(situation: Situation, doubts: Doubts, touched: list[Place],
-          ) -> tuple[dict[str, str], list[tuple[Difference, list[Place]]]]:
+def _hold(situation: Situation, touched: list[Place]) -> tuple[dict[str, str], list[tuple[Difference, list[Place]]]]:
     """What the rows take out of this step alone; what lasts is noted where it lasts, or has to be behind the step."""
-    here: dict[str, str] = {}
+    doubts, here = situation.doubts, dict[str, str]()
     behind: list[tuple[Difference, list[Place]]] = []
     for row in DIFFERENCES:
         if not row.holds(situation):

@@ -1,6 +1,7 @@
 """The two sides as processes: a program goes to both at once, and each says what was seen."""
 
 import contextlib
+import faulthandler
 import os
 import resource
 import signal
@@ -139,7 +140,8 @@ class EmulatorSide(Side):
         try:
             ours.close()
             os.dup2(self.errors.fileno(), 2)
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # bug() aborts the process
+            faulthandler.disable()  # bug() aborts the process, and our parent tells what it said
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             if self.forget:
                 self.forget()
             from stress.compare.emulator_server import serve

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from stress.compare.doubts import Place, whole_blocks
+from stress.compare.doubts import Doubts, Place, whole_blocks
 from stress.compare.observed import Run, Seen
 from stress.compare.steps import BLOCKS, Program, Step
 
@@ -15,6 +15,8 @@ class Situation(NamedTuple):
     at: int
     emulator: Run
     kernel: Run
+    doubts: Doubts
+    """As they were before the step."""
 
     @property
     def step(self) -> Step:

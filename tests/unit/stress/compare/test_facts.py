@@ -116,3 +116,18 @@ def test_what_madv_free_splits_in_v4_20_only(text, tasks, moved, reason):
     verdict = compare(parse(f"0 store 0 1; {text}"), [before, ours], [before, before])
     kind = "P" if moved == "thp_split_page" else "failed"
     assert verdict.agree == bool(reason) and verdict.skipped[kind, reason] == bool(reason)
+
+
+def test_the_shrinker_fills_in_zero_pages_where_only_the_other_side_has_a_huge_page_mapped_in_part():
+    """It copied one page of a shared huge page, we copied all of it: only there is something queued, and full of zeroes."""
+    program = parse("0 store 0 512; 0 store 1 1; 0 drop_caches")
+    ours = [SAME[0], seen(1, events={"wp_huge_copy": 1}), seen(1, events={"empty": 511})]
+    ours[1] = ours[1]._replace(events=ours[1].events | {"empty": 511})
+    filled = seen(1, LOOK._replace(anon_huge=0, rss=4, private=4), thp_split_page=1)
+    theirs = [SAME[0], seen(1, LOOK._replace(anon_huge=0), thp_split_pmd=1), filled]
+    verdict = compare(program, ours, theirs)
+    assert verdict.agree and verdict.skipped["Rss", "zero-filled-there"] == 1
+    undoubted = [SAME[0], SAME[1]._replace(events=ours[1].events | {"wp_huge_copy": 0}), ours[2]]
+    assert [fact.kind for fact in compare(program, undoubted, [*SAME[:2], filled]).differ][:2] == ["P", "AnonHugePages"]
+    full = [*theirs[:2], seen(1, LOOK._replace(rss=4), thp_split_page=0)]
+    assert [fact.kind for fact in compare(program, ours, full).differ] == ["Rss"]
