@@ -8,6 +8,8 @@ import re
 import time
 from collections.abc import Callable, Iterator
 
+import numpy as np
+
 from concur_thp.arch import native
 from concur_thp.arch.checked import access_hook
 from concur_thp.arch.cpu import Cpu, cpus
@@ -17,19 +19,20 @@ from concur_thp.check.audit import audit
 from concur_thp.check.broken_rule import RACE, explain_bug
 from concur_thp.check.dump import report_text
 from concur_thp.check.lock_names import describe_wait, wait_cycle
+from concur_thp.check.views import view
 from concur_thp.config import MachineConfig
 from concur_thp.errors import EmulatorError, Misuse
 from concur_thp.machine import Machine
 from concur_thp.program.rows import CHECK, SETUP, run_program, run_rows
 from concur_thp.program.step import parse_program
-from concur_thp.sched.batch import MAX_KINDS, batch, state_is_good
+from concur_thp.sched.batch import FULL, MAX_KINDS, TABLE, batch, good_states, seen_schedules, state_is_good
 from concur_thp.sched.races import races, watch_access
 from concur_thp.sched.repeat import NOWHERE, repeating
 from concur_thp.sched.snapshot import SEGMENT
 from concur_thp.sched.state import MAX_STRETCHES, Status, Verdict, sched, sched_cpus, sched_log, sched_plan
 from concur_thp.trace.places import place_name
 from stress.exploring.divergence import describe_repetition, describe_replay
-from stress.exploring.job import KINDS, Failure, Job, Schedule, Stretch, Tally
+from stress.exploring.job import KINDS, Failure, Job, Known, Schedule, Stretch, Tally
 from stress.scenarios.arena import arena, arena_clear, arena_empty
 from stress.scenarios.play import Rounds, machine_config, prepare
 from stress.scenarios.registry import scenario_named
@@ -121,8 +124,14 @@ class Cell:
 
     def _count(self, tally: Tally, began: float) -> None:
         tally.schedules, tally.distinct, tally.cut = batch.done, batch.schedules, batch.cut
+        tally.full = FULL in (batch.schedules, batch.states)
         tally.steps, tally.states, tally.seconds = batch.steps, batch.states, time.monotonic() - began
         tally.outcomes = {name: batch.ends[number] for number, name in enumerate(self.outcomes[:MAX_KINDS])}
+
+    def known(self) -> Known:
+        """The schedules and the ends that were met."""
+        schedules, states = (view(table, TABLE)["value"] for table in (seen_schedules, good_states))
+        return Known(*(np.sort(numbers[numbers != 0]) for numbers in (schedules, states)))
 
     def judge(self, full: bool = True) -> Failure | None:
         """What the run that has just ended in a way never seen before is worth; not `full`: by its outcome alone. The machine

@@ -110,6 +110,8 @@ class Explorer:
         total = Tally()
         for tally in self._tallies.values():
             total.add(tally)
+        if all(tally.known is not None for tally in self._tallies.values()):
+            total.settle()
         return total
 
     def _start(self) -> None:
@@ -248,7 +250,9 @@ def cell_life(explorer: Explorer, number: int, core: int, sender: Any, words: mm
                     last = time.monotonic()
                     sender.send(("tick", (tally, None)))
 
-            sender.send(("done", cell.explore(first_seed(explorer.job, number), explorer.schedules, deadline, tick)))
+            tally, failure = cell.explore(first_seed(explorer.job, number), explorer.schedules, deadline, tick)
+            tally.known = cell.known()
+            sender.send(("done", (tally, failure)))
     except EmulatorError as error:
         sender.send(("broken", str(error)))
     except BaseException:

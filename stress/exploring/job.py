@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from concur_thp.sched.state import Reason, Verdict
 
 
@@ -74,12 +77,26 @@ class Failure:
         return sum(1 for stretch in self.schedule[:-1] if stretch.reason == Reason.PREEMPT)
 
 
+class Known(NamedTuple):
+    """The numbers of schedules and of ends that a cell has met, sorted; int64."""
+
+    schedules: NDArray[np.int64]
+    states: NDArray[np.int64]
+
+    def united(self, other: "Known") -> "Known":
+        """Both cells' numbers."""
+        return Known(np.union1d(self.schedules, other.schedules), np.union1d(self.states, other.states))
+
+
 @dataclass
 class Tally:
     """What cells count; sums over all of them."""
 
     schedules: int = 0
     distinct: int = 0
+    """Schedules that were not the same, in any cell; of cells that go on: in each."""
+    full: bool = False
+    """There were more than a cell remembers: at least so many."""
     cut: int = 0
     """Runs that a strategy ended because it knew how they go on; not among the schedules."""
     steps: int = 0
@@ -88,6 +105,8 @@ class Tally:
     outcomes: dict[str, int] = field(default_factory=dict)
     audits: int = 0
     exhausted: bool = False
+    known: Known | None = None
+    """Of a cell that is done."""
 
     def add(self, other: "Tally") -> None:
         """Take another cell's numbers in."""
@@ -97,10 +116,18 @@ class Tally:
         self.exhausted = self.exhausted or other.exhausted
         for name, count in other.outcomes.items():
             self.outcomes[name] = self.outcomes.get(name, 0) + count
+        self.full = self.full or other.full
+        if other.known is not None:
+            self.known = other.known if self.known is None else self.known.united(other.known)
+
+    def settle(self) -> None:
+        """All cells are done: what two of them have met counts once."""
+        if self.known is not None:
+            self.distinct, self.states = len(self.known.schedules), len(self.known.states)
 
 
 KINDS = {Verdict.BUG: "bug", Verdict.DEADLOCK: "deadlock", Verdict.LIVELOCK: "livelock", Verdict.DIVERGED: "diverged",
          Verdict.CRASHED: "crash", Verdict.HUNG: "hung", Verdict.RAISED: "raised"}
 """Failure.kind of a verdict that speaks for itself."""
 
-__all__: list[Any] = ["KINDS", "Failure", "Job", "Schedule", "Stretch", "Tally"]
+__all__: list[Any] = ["KINDS", "Failure", "Job", "Known", "Schedule", "Stretch", "Tally"]

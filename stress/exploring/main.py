@@ -146,10 +146,10 @@ def summary(job: Job, explored: Explored, seconds: float, token: Token | None) -
                        "function": failure.function, "token": str(token), "preemptions": failure.preemptions}]
     per_second = tally.schedules / tally.seconds if tally.seconds else 0.0
     return {"verdict": explored.verdict, "scenario": job.scenario, "strategy": job.strategy, "depth": job.depth,
-            "order": job.order, "seed": job.seed, "schedules": tally.schedules, "distinct": tally.distinct, "cut": tally.cut,
-            "steps": tally.steps, "states": tally.states, "seconds": round(seconds, 3),
-            "schedules_per_second": round(per_second), "exhausted": tally.exhausted, "outcomes": tally.outcomes,
-            "repeated": tally.schedules if job.repeat else 0,
+            "order": job.order, "seed": job.seed, "schedules": tally.schedules, "distinct": tally.distinct,
+            "distinct_at_least": tally.full, "cut": tally.cut, "steps": tally.steps, "states": tally.states,
+            "seconds": round(seconds, 3), "schedules_per_second": round(per_second), "exhausted": tally.exhausted,
+            "outcomes": tally.outcomes, "repeated": tally.schedules if job.repeat else 0,
             "bound": CLEAN_RUNS_BOUND / tally.schedules if tally.schedules and not failure else None,
             "token": str(token) if token else None, "violations": violations, "run_dir": None}
 
@@ -158,7 +158,8 @@ def _say(options: ExploreOptions, data: dict[str, Any], explored: Explored) -> N
     out = result_console(options.quiet, options.json)
     what = (THROUGH.get(data["strategy"], "every schedule there is was run") if data["exhausted"]
             else f"with 95 % confidence fewer than one schedule in {max(data['schedules'] // 3, 1)} drawn like these fails")
-    out.print(f"{data['scenario']}: {data['verdict']}, {data['schedules']} schedules ({data['distinct']} different, "
+    least = "at least " if data["distinct_at_least"] else ""
+    out.print(f"{data['scenario']}: {data['verdict']}, {data['schedules']} schedules ({least}{data['distinct']} different, "
               f"{data['states']} ends) in {data['seconds']:.1f} s, {data['schedules_per_second']} a second, {data['strategy']}",
               highlight=False)
     if explored.outside:

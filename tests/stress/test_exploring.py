@@ -4,6 +4,7 @@ import ctypes
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from concur_thp.arch.checked import GRANULE_SHIFT
@@ -14,7 +15,7 @@ from concur_thp.sched.batch import batch
 from concur_thp.sched.state import Reason, Verdict, sched
 from stress.exploring.cell import Cell
 from stress.exploring.explorer import Explorer, link_for
-from stress.exploring.job import Failure, Job
+from stress.exploring.job import Failure, Job, Known, Tally
 from stress.exploring.shrink import Shrinker
 from stress.exploring.token import Token
 
@@ -148,6 +149,21 @@ def test_cells_side_by_side_find_what_one_finds():
     assert explored.verdict == "fail" and explored.failure is not None and explored.failure.kind == "outcome"
     clean = Explorer(ZAP_VS_SPLIT, None, 2, schedules=2000, seconds=240).run()
     assert clean.verdict == "pass" and clean.tally.schedules == 2000
+
+
+def test_what_two_cells_have_met_counts_once():
+    job = replace(ZAP_VS_SPLIT, strategy="pct", depth=1)  # No change of priorities: one CPU first, or the other.
+    tally = Explorer(job, None, 2, schedules=2000, seconds=240).run().tally
+    assert (tally.schedules, tally.distinct, tally.states, tally.full) == (2000, 2, 2, False)
+
+
+def test_more_than_cells_remember_is_said():
+    total = Tally()
+    for number in (3, 5):
+        total.add(Tally(10, 3, full=number == 5, states=1, known=Known(np.array([1, 2, number]), np.array([7]))))
+    assert (total.distinct, total.states) == (6, 2)
+    total.settle()
+    assert (total.schedules, total.distinct, total.states, total.full) == (20, 4, 1, True)
 
 
 def test_code_that_kills_its_process_is_a_finding_with_a_schedule():
