@@ -53,6 +53,13 @@ def _all_unmapped(s: Situation) -> bool:
     return gone or moved_over
 
 
+def _unmapped_but_pinned(s: Situation) -> bool:
+    """The shrinker tried to split what our side alone has queued: a huge page that only pins keep."""
+    more = s.ours.counter("thp_split_page_failed") > s.theirs.counter("thp_split_page_failed")
+    return s.step.op == "drop_caches" and more and s.ours.events["pins"] > 0 and any(
+        _all_unmapped(s._replace(at=earlier)) for earlier in range(s.at))
+
+
 def _split_page(s: Situation) -> bool:
     return s.ours.counter("thp_split_page") > 0
 
@@ -194,6 +201,9 @@ DIFFERENCES: tuple[Difference, ...] = (
                " tables since b06dc281aa99 (\"mm/rmap: introduce folio_remove_rmap_[pte|ptes|pmd]()\", v6.8) removes them in"
                " batches, and 7491f3f34891 (\"mm/rmap: do not add fully unmapped large folio to deferred split list\", v6.10)",
                _all_unmapped, ("D",)),
+    Difference("K6-failed", "a huge page that only pins keep is on the queue, and its split fails",
+               "v4.20 deferred_split_scan() meets what K6 has queued; page_count() of a pinned page is one too many, -EBUSY",
+               _unmapped_but_pinned, ("failed",)),
     Difference("K7", "a split queues the very page it splits",
                "v4.20 __split_huge_pmd_locked() with freeze calls page_remove_rmap() for each small page, and each queues; now"
                " folio_remove_rmap_pmd() takes the pmd's away at once, mm/huge_memory.c since 91b2978a3480 (\"mm/huge_memory:"

@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-COUNTERS = ("thp_fault_alloc", "thp_split_pmd", "thp_split_page", "thp_deferred_split_page")
-LOOKED_AT = (*COUNTERS, "thp_split_page_failed", "thp_zero_page_alloc", "thp_collapse_alloc", "thp_fault_fallback")
+LOOKED_AT = ("thp_fault_alloc", "thp_split_pmd", "thp_split_page", "thp_deferred_split_page", "thp_split_page_failed",
+             "thp_zero_page_alloc", "thp_collapse_alloc", "thp_fault_fallback")
 """Counters whose change is read around every step; the latter ones only guard and explain."""
 
 

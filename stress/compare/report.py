@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from stress.compare.facts import COUNTER_KINDS, Verdict
-from stress.compare.observed import BLOCK_KINDS, COUNTERS, Look, Run, Seen
+from stress.compare.observed import BLOCK_KINDS, Look, Run, Seen
 from stress.compare.steps import ARENA_PAGES, WORDS
 
-SHORT = dict(zip(COUNTERS, ("F", "S", "P", "D"), strict=True))
 PAGES_SHOWN = 4
 ROW = 8 * WORDS
 
@@ -25,7 +24,7 @@ def describe(verdict: Verdict, emulator: Run, kernel: Run) -> str:
                 lines += [f"         {name} {line}" for line in _state(run[index])]
         if index in wrong and index < min(len(emulator), len(kernel)):
             lines += [f"         {line}" for line in _pages(emulator[index], kernel[index])]
-    lines.append("  F thp_fault_alloc, S thp_split_pmd, P thp_split_page, D thp_deferred_split_page; blocks: "
+    lines.append("  " + ", ".join(f"{short} {name}" for short, name in COUNTER_KINDS.items()) + "; blocks: "
                  + ", ".join(f"{letter} {meaning}" for letter, meaning in BLOCK_KINDS.items()))
     program = "; ".join(str(step) for step in verdict.program)
     lines.append(f"  again: concur-thp compare --program '{program}'")
@@ -33,8 +32,8 @@ def describe(verdict: Verdict, emulator: Run, kernel: Run) -> str:
 
 
 def _state(seen: Seen) -> Iterator[str]:
-    moved = " ".join(f"{short}+{number}" for name, short in SHORT.items() if (number := seen.counter(name)))
-    yield f"returns {seen.result}  {moved}"
+    moved = [f"{short}+{number}" for short, name in COUNTER_KINDS.items() if (number := seen.counter(name))]
+    yield "  ".join([f"returns {seen.result}", *moved])
     for task, look in sorted(seen.looks.items()):
         blocks = f"  blocks {seen.blocks[task]}" if task in seen.blocks else ""
         yield (f"  task {task}: AnonHugePages {look.anon_huge} Rss {look.rss} Shared {look.shared} Private {look.private}"

@@ -131,3 +131,15 @@ def test_the_shrinker_fills_in_zero_pages_where_only_the_other_side_has_a_huge_p
     assert [fact.kind for fact in compare(program, undoubted, [*SAME[:2], filled]).differ][:2] == ["P", "AnonHugePages"]
     full = [*theirs[:2], seen(1, LOOK._replace(rss=4), thp_split_page=0)]
     assert [fact.kind for fact in compare(program, ours, full).differ] == ["Rss"]
+
+
+@pytest.mark.parametrize("first, pins, agrees", [
+    ("0 dontneed 0 512", 1, True), ("0 dontneed 0 512", 0, False), ("0 dontneed 0 1", 1, False)])
+def test_a_pinned_huge_page_that_lost_all_its_mappings_is_only_ours_to_split(first, pins, agrees):
+    after = "...." if first.endswith("512") else "t..."
+    run = [SAME[0], seen(blocks=after, events={"pins": pins}), seen(blocks=after, events={"pins": pins})]
+    ours = [*run[:2], run[2]._replace(counters=seen(thp_split_page_failed=1).counters)]
+    verdict = compare(parse(f"0 store 0 512; {first}; 0 drop_caches"), ours, run)
+    assert verdict.agree == agrees and verdict.skipped["failed", "K6-failed"] == agrees
+    text = describe(verdict, ours, run)
+    assert "failed thp_split_page_failed" in text and "failed+1" in text and "returns 0\n" in text
