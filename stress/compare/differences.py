@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from stress.compare.doubts import Place, blocks_of
-from stress.compare.mappings import copied_otherwise, huge_across, not_merged, unaccounted
+from stress.compare.mappings import copied_otherwise, grown, huge_across, not_merged, unaccounted
 from stress.compare.situation import Situation
 from stress.compare.steps import BLOCK
 
@@ -284,6 +284,10 @@ DIFFERENCES: tuple[Difference, ...] = (
                "v4.20 mprotect_fixup() keeps VM_ACCOUNT when it takes VM_WRITE away; since \"mm/mprotect: allow unfaulted VMAs"
                " to be unaccounted on mprotect()\" (October 2023; v6.7 by its date) it goes where there is no anon_vma",
                lambda s: bool(unaccounted(s)), ("mappings",), lasts=IN_BLOCK, where=unaccounted, behind=True),
+    Difference("grown", "a vma that mremap makes longer in place becomes one with the next: v4.20 leaves them two",
+               "v4.20 mremap() calls vma_adjust(), which only moves the end; today mm/mremap.c asks vma_merge_extend() (since"
+               " ca3d76b0aa80 \"mm: add merging after mremap resize\", v5.19: not confirmed)",
+               lambda s: bool(grown(s)), ("mappings",), lasts=IN_BLOCK, where=grown, behind=True),
     Difference("vma-fork", "fork copies the tables of a vma that is two on the other side",
                "copy_page_range() passes over a vma without anon_vma (vma_needs_copy() today): zero pages and empty tables of"
                " one that was merged with one that has some are copied; see anon-merge and unaccounted",

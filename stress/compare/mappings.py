@@ -72,6 +72,15 @@ def unaccounted(s: Situation) -> list[Place]:
             if any("p" in letters for at in (s.at - 1, s.at) for letters in _beside(s, at, page))]
 
 
+def grown(s: Situation) -> list[Place]:
+    """The block in which a vma that mremap made longer in place meets the next, on the emulator's side alone."""
+    end = s.step.page + s.step.arg2
+    longer = s.step.op == "mremap" and s.step.arg == s.step.page and s.step.arg2 > s.step.pages
+    if not longer or end not in _one_sided(s) & boundaries(s.ours.looks[s.step.task].mappings):
+        return []
+    return [(s.step.task, end // BLOCK)]
+
+
 def copied_otherwise(s: Situation) -> list[Place]:
     """Blocks that a fork has copied on one side only: of vmas that are two on the other side."""
     if s.step.op != "fork" or s.step.arg not in s.ours.looks or s.step.arg not in s.theirs.looks:

@@ -52,6 +52,15 @@ def test_other_blocks_are_compared():
     assert {fact.block for fact in verdict.differ} == {1}
 
 
+@pytest.mark.parametrize("step, agrees", [
+    ("0 mremap 200 50 200 100", True), ("0 mremap 200 150 200 100", False), ("0 mremap 200 50 200 90", False),
+    ("0 mremap 700 50 200 100", False)])
+def test_a_vma_that_grows_up_to_the_next_is_merged_with_it_on_one_side(step, agrees):
+    verdict = compare(parse(step), [seen(TWO, ("", ""))], [seen(ONE)])
+    assert verdict.agree == agrees and verdict.skipped["mappings", "grown"] == agrees
+    assert not compare(parse(step), [seen(ONE, ("",))], [seen(TWO)]).agree, "it is we who do not merge"
+
+
 def test_what_a_fork_copied_of_a_merged_vma_is_passed_over():
     program = parse("0 munlock 0 1024; 0 fork 1")
     ours = [seen(TWO, ("", "a"), blocks="t..."), seen(TWO, ("", "a"), (0, 1), "t...")]
