@@ -11,12 +11,12 @@ from concur_thp.check.audit import AuditResult, audit
 from concur_thp.config import MachineConfig, Param, size_text
 from concur_thp.errors import EmulatorError, Misuse
 from concur_thp.machine import Machine
-from concur_thp.mm.filemap import drop_caches
 from concur_thp.mm.huge_zero import shrink_huge_zero_page
 from concur_thp.mm.pcp import drain_pcp
 from concur_thp.mm.swap import lru_add_drain
 from concur_thp.mm.swap_state import drop_swap_cache
 from concur_thp.mm.thp_sysfs import set_switch, switch_value
+from concur_thp.mm.truncate import drop_caches
 from concur_thp.output import compile_progress, console, write_json, write_text
 from stress.clues import Clue
 from stress.kept import keep, search

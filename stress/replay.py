@@ -12,7 +12,7 @@ from concur_thp.arch.system import system
 from concur_thp.check.views import view
 from concur_thp.errors import EmulatorError, Misuse
 from concur_thp.machine import Machine
-from concur_thp.mm.filemap import file_alloc
+from concur_thp.mm.file_table import file_alloc
 from concur_thp.ops import Op
 from stress.recordings import count
 from stress.recordings.perf_script import read

@@ -12,7 +12,7 @@ from concur_thp.arch.futex import sched_yield
 from concur_thp.arch.irq import ipi_poll
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.config import FRAME_WORDS
-from concur_thp.mm.errno import EEXIST, EINVAL, ENOMEM
+from concur_thp.mm.errno import EEXIST, ENOMEM
 from concur_thp.mm.flags import GFP_HIGHUSER_MOVABLE, VM_FAULT_LOCKED, VM_FAULT_OOM, VM_FAULT_SIGBUS
 from concur_thp.mm.mapcount import page_mapped
 from concur_thp.mm.mm_types import (
@@ -20,7 +20,6 @@ from concur_thp.mm.mm_types import (
     MM_FILEPAGES,
     MM_SHMEMPAGES,
     NIL,
-    POOL_FILE,
     CacheSlot,
     Page,
     Vma,
@@ -29,19 +28,15 @@ from concur_thp.mm.mm_types import (
     frames,
     mem_map,
     mm_globals,
-    pools,
 )
 from concur_thp.mm.page_account import CACHE, account
 from concur_thp.mm.page_alloc import alloc_page
 from concur_thp.mm.page_flags import PG_swapbacked, PG_uptodate, SetFlag, TestFlag, compound_head, page_to_pfn
 from concur_thp.mm.page_lock import lock_page, trylock_page, unlock_page
 from concur_thp.mm.page_ref import get_page, get_page_unless_zero
-from concur_thp.mm.slab import kmem_cache_alloc, kmem_cache_free
 from concur_thp.mm.swap import lru_cache_add, put_page
 from concur_thp.mm.vmstat import Stat, mod_stat
-from concur_thp.sync.lock_classes import I_MMAP_RWSEM, I_PAGES
-from concur_thp.sync.rwsem import init_rwsem
-from concur_thp.sync.spinlock import assert_spin_locked, spin_lock_init, spin_lock_irq, spin_unlock_irq
+from concur_thp.sync.spinlock import assert_spin_locked, spin_lock_irq, spin_unlock_irq
 
 CONTENT_MARK = 1 << 60
 """In every word of a file page, so that file content is never mistaken for zeroes."""
@@ -248,73 +243,3 @@ def filemap_fault(cpu: Cpu, vma: Vma, pgoff: int):
             return VM_FAULT_LOCKED
         unlock_page(cpu, page)
         put_page(cpu, page)
-
-
-@kernel
-def file_alloc(cpu: Cpu, nr_pages: int, id: int):
-    """A file of `nr_pages` pages with nothing cached.
-
-    `id` 0 is shared anonymous memory; any other number is what the content is made from.
-
-    Context: any.
-    Return: its number; -EINVAL when a file cannot be that long, -ENOMEM when there are no more files.
-    Linux: mm/shmem.c shmem_file_setup
-    """
-    if nr_pages < 1 or nr_pages > mm_globals.file_pages:
-        return -EINVAL
-    file = kmem_cache_alloc(cpu, POOL_FILE)
-    if file == 0:
-        return -ENOMEM
-    mapping = files[file]
-    spin_lock_init(mapping.i_pages, I_PAGES)
-    init_rwsem(mapping.i_mmap_rwsem, I_MMAP_RWSEM)
-    mapping.i_mmap = 0
-    mapping.nrpages = 0
-    mapping.size = nr_pages
-    mapping.id = id
-    return file
-
-
-@kernel
-def file_free(cpu: Cpu, file: int):
-    """The last mapping of a file is gone and it has no name: drop its pages, and the file.
-
-    Context: may sleep. Nobody else can reach the file.
-    Linux: fs/inode.c evict
-    """
-    invalidate_mapping_pages(cpu, file)
-    bug_on(cpu, files[file].nrpages != 0 or files[file].i_mmap != 0, "file_free: still in use (values: file, pages)",
-           file, files[file].nrpages)
-    kmem_cache_free(cpu, POOL_FILE, file)
-
-
-@kernel
-def invalidate_mapping_pages(cpu: Cpu, file: int):
-    """Drop every page of a file that is not mapped.
-
-    Context: may sleep.
-    Return: how many.
-    Linux: mm/truncate.c invalidate_mapping_pages
-    Differs: dirty pages go too; there is no disk to keep them for, so their content is lost (as by
-    truncation).
-    """
-    dropped = 0
-    index = 0
-    while index < files[file].size and files[file].nrpages != 0:
-        page = find_get_page(cpu, file, index)
-        if page:
-            lock_page(cpu, page)
-            # Mapped or not is stable: a fault maps a page under its lock.
-            if page.mapping == file << MAPPING_SHIFT and not page_mapped(page):
-                delete_from_page_cache(cpu, page)
-                dropped += 1
-            unlock_page(cpu, page)
-            put_page(cpu, page)
-        index += 1
-    return dropped
-
-
-def drop_caches(cpu: Cpu) -> int:
-    """Drop every unmapped page of every file; returns how many. (Linux: fs/drop_caches.c)"""
-    numbers = range(1, pools[POOL_FILE].limit + 1)
-    return sum(invalidate_mapping_pages(cpu, number) for number in numbers if files[number].nrpages)

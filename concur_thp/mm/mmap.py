@@ -12,8 +12,7 @@ from concur_thp.mm.anon_vma import (
     anon_vma_unlock_write,
 )
 from concur_thp.mm.errno import EINVAL, ENOMEM
-from concur_thp.mm.file_table import get_file
-from concur_thp.mm.filemap import file_alloc
+from concur_thp.mm.file_table import file_alloc, get_file
 from concur_thp.mm.flags import (
     MAP_ANONYMOUS,
     MAP_FIXED,

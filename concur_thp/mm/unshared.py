@@ -55,6 +55,7 @@ ROWS = (
     Row("expand_stack", "Vma.vm_start Vma.vm_pgoff Mm.locked_vm", _STACK),
     Row("anon_vma_chain_link", "AnonVmaChain.same_vma Vma.avc_head", _CHAIN),
     Row("file_alloc", "AddressSpace.i_mmap AddressSpace.nrpages", "the file is new"),
+    Row("file_free", "AddressSpace.i_mmap", "the last vma is gone, and the file has no name to be mapped by"),
     Row("__page_set_anon_rmap", "Page.mapping Page.index", _FRESH),
     Row("free_pages_prepare", "Page.mapping", _FREED),
     Row("free_tail_page", "Page.mapping", _FREED),

@@ -7,7 +7,7 @@ from concur_thp.check.pins import PINS
 from concur_thp.mm.collapse_check import Scan, hugepage_vma_revalidate
 from concur_thp.mm.compaction import COMPACT_COMPLETE, COMPACT_SUCCESS, compact_zone
 from concur_thp.mm.errno import EBUSY, EFAULT, EINVAL, ESRCH
-from concur_thp.mm.filemap import file_alloc, invalidate_mapping_pages
+from concur_thp.mm.file_table import file_alloc
 from concur_thp.mm.fork import mmput
 from concur_thp.mm.isolate_lru import move_pages_to_lru
 from concur_thp.mm.khugepaged import khugepaged_do_scan, khugepaged_scan_pmd
@@ -21,6 +21,7 @@ from concur_thp.mm.page_referenced import page_referenced
 from concur_thp.mm.pcp import drain_pcp
 from concur_thp.mm.shrink_page_list import shrink_page_list
 from concur_thp.mm.swap import isolate_lru_page, lru_add_drain, put_page, putback_lru_page
+from concur_thp.mm.truncate import invalidate_mapping_pages
 from concur_thp.mm.vmscan import shrink_active_list, shrink_inactive_list
 from concur_thp.program.physical import get_mapped
 from concur_thp.program.spaces import current_mm, get_space, in_mm

@@ -7,7 +7,7 @@ from concur_thp.arch.system import system
 from concur_thp.config import NR_CPUS
 from concur_thp.errors import EmulatorError
 from concur_thp.machine import Machine
-from concur_thp.mm.filemap import file_alloc
+from concur_thp.mm.file_table import file_alloc
 from concur_thp.mm.fork import mmput
 from concur_thp.mm.mm_types import mms
 from concur_thp.program.spaces import init_spaces, spaces

@@ -13,12 +13,12 @@ from concur_thp.arch.random import random_below
 from concur_thp.arch.shared import SharedOne
 from concur_thp.arch.struct import I32, I64, Struct, atomic, field
 from concur_thp.config import HPAGE_PMD_NR
-from concur_thp.mm.filemap import invalidate_mapping_pages
 from concur_thp.mm.huge_zero import shrink_huge_zero_page
 from concur_thp.mm.khugepaged import khugepaged_do_scan
 from concur_thp.mm.mm_slots import khugepaged_scan
 from concur_thp.mm.swap import lru_add_drain
 from concur_thp.mm.swap_state import drop_swap_cache
+from concur_thp.mm.truncate import invalidate_mapping_pages
 from concur_thp.program.physical import noted_frames, unpoison_all
 from concur_thp.program.pinning import unpin_all
 from concur_thp.program.pressure import drain_cpu, step_files

@@ -25,7 +25,7 @@ from concur_thp.arch.system import system
 from concur_thp.check.audit import audit
 from concur_thp.config import HPAGE_PMD_SIZE, PAGE_SIZE
 from concur_thp.machine import Machine
-from concur_thp.mm.filemap import file_alloc
+from concur_thp.mm.file_table import file_alloc
 from concur_thp.mm.flags import (
     MADV_DONTNEED,
     MAP_ANONYMOUS,

@@ -23,7 +23,7 @@ from concur_thp.arch.system import system
 from concur_thp.check.audit import audit
 from concur_thp.config import PAGE_SIZE
 from concur_thp.machine import Machine
-from concur_thp.mm.filemap import file_alloc
+from concur_thp.mm.file_table import file_alloc
 from concur_thp.mm.flags import MADV_FREE, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE
 from concur_thp.mm.fork import mm_alloc, mmput, switch_to_mm
 from concur_thp.mm.mm_types import mms

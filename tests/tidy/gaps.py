@@ -10,7 +10,7 @@ NO_TEST_YET = {
     "sync": "",
     "mm": """
         anon_vma_ref anon_vma_tree collapse collapse_check collapse_copy compound
-        deferred_split_drain errno file_table flags follow_page fork gup gup_fast highmem huge_entry
+        deferred_split_drain errno flags follow_page fork gup gup_fast highmem huge_entry
         huge_fault huge_move huge_split_locked huge_split_pmd huge_wp i_mmap isolate_lru kswapd lru madvise
         mapcount migrate_move mm_types move_page_tables move_pages mremap munmap
         page_check page_flags page_list page_ref page_referenced page_vma_mapped pgtable pgtable_generic

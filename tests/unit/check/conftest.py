@@ -11,7 +11,7 @@ from concur_thp.arch.points import Point
 from concur_thp.check import instant
 from concur_thp.check.audit import audit
 from concur_thp.machine import Machine
-from concur_thp.mm.filemap import file_alloc
+from concur_thp.mm.file_table import file_alloc
 from concur_thp.mm.fork import dup_mm, exec_mmap, exit_mm, switch_to_mm
 from concur_thp.mm.mm_types import Mm, mem_map, mms, percpu
 from concur_thp.mm.pgtable import entry_pfn, mm_pmd, pmd_table, pte_offset

@@ -5,7 +5,6 @@ import pytest
 from concur_thp.check.audit import LAWS
 from concur_thp.mm.deferred_split import deferred_split_huge_page
 from concur_thp.mm.errno import EHWPOISON
-from concur_thp.mm.filemap import drop_caches
 from concur_thp.mm.flags import GFP_HIGHUSER_MOVABLE
 from concur_thp.mm.fork import exit_mm
 from concur_thp.mm.memory_failure import memory_failure
@@ -15,6 +14,7 @@ from concur_thp.mm.page_flags import PG_double_map
 from concur_thp.mm.pgtable import _PAGE_ACCESSED, _PAGE_RW
 from concur_thp.mm.swap import lru_add_drain, mark_page_accessed, put_page
 from concur_thp.mm.syscall import sys_madvise, sys_mlock, sys_mprotect, sys_mremap, sys_munmap
+from concur_thp.mm.truncate import drop_caches
 from concur_thp.mm.uaccess import user_load
 from concur_thp.mm.vmstat import Stat
 

@@ -13,7 +13,6 @@ from concur_thp.check.views import raw
 from concur_thp.config import MAX_ORDER
 from concur_thp.mm.buddy import free_area
 from concur_thp.mm.deferred_split import undefer_split_huge_page
-from concur_thp.mm.filemap import drop_caches
 from concur_thp.mm.flags import GFP_HIGHUSER_MOVABLE, VM_WRITE
 from concur_thp.mm.memory_failure import memory_failure
 from concur_thp.mm.mm_types import (
@@ -42,6 +41,7 @@ from concur_thp.mm.pgtable import _PAGE_DIRTY, _PAGE_MIGRATION, _PAGE_RW, _PAGE_
 from concur_thp.mm.swap import lru_add_drain, put_page
 from concur_thp.mm.syscall import sys_mlock, sys_mprotect
 from concur_thp.mm.tlb_batch import set_tlb_ubc_flush_pending
+from concur_thp.mm.truncate import drop_caches
 from concur_thp.mm.vma_tree import find_vma
 from concur_thp.mm.vmstat import Stat
 

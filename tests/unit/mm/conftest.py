@@ -12,7 +12,6 @@ from concur_thp.arch.system import system
 from concur_thp.check.audit import audit
 from concur_thp.config import PAGE_SIZE
 from concur_thp.machine import Machine
-from concur_thp.mm.filemap import drop_caches
 from concur_thp.mm.flags import (
     MADV_DONTNEED,
     MAP_ANONYMOUS,
@@ -32,6 +31,7 @@ from concur_thp.mm.pgtable import entry_pfn, mm_pmd, pmd_trans_huge, pte_offset
 from concur_thp.mm.swap import lru_add_drain
 from concur_thp.mm.swap_state import drop_swap_cache
 from concur_thp.mm.thp_sysfs import set_switch
+from concur_thp.mm.truncate import drop_caches
 from concur_thp.mm.uaccess import user_load, user_store
 from concur_thp.mm.vma_tree import find_vma
 

@@ -1,7 +1,7 @@
 """fork's copy of the entries."""
 
 from concur_thp.config import HPAGE_PMD_NR, PAGE_SIZE, PMD_SIZE
-from concur_thp.mm.filemap import file_alloc
+from concur_thp.mm.file_table import file_alloc
 from concur_thp.mm.flags import MAP_SHARED
 from concur_thp.mm.mm_types import MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES
 from concur_thp.mm.page_ref import page_ref_count

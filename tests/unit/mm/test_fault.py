@@ -3,7 +3,8 @@
 from concur_thp.config import PAGE_SIZE, PMD_SIZE
 from concur_thp.mm.errno import EFAULT, ENOMEM
 from concur_thp.mm.fault import do_anonymous_page, finish_fault
-from concur_thp.mm.filemap import CONTENT_MARK, file_alloc, filemap_fault
+from concur_thp.mm.file_table import file_alloc
+from concur_thp.mm.filemap import CONTENT_MARK, filemap_fault
 from concur_thp.mm.flags import (
     FAULT_FLAG_WRITE,
     MAP_GROWSDOWN,

@@ -5,19 +5,16 @@ import pytest
 from concur_thp.arch.linker import interpreted
 from concur_thp.config import FRAME_WORDS
 from concur_thp.errors import KernelBug
-from concur_thp.mm.errno import EEXIST, EINVAL, ENOMEM
+from concur_thp.mm.errno import EEXIST
+from concur_thp.mm.file_table import file_alloc
 from concur_thp.mm.filemap import (
     CONTENT_MARK,
     add_to_page_cache,
     cached_pfn,
     delete_from_page_cache,
-    drop_caches,
-    file_alloc,
-    file_free,
     filemap_fault,
     filemap_get_page,
     find_get_page,
-    invalidate_mapping_pages,
     page_file_nr,
 )
 from concur_thp.mm.flags import GFP_HIGHUSER_MOVABLE, VM_FAULT_LOCKED, VM_FAULT_OOM, VM_FAULT_SIGBUS
@@ -28,6 +25,7 @@ from concur_thp.mm.page_lock import PageLocked, lock_page, trylock_page, unlock_
 from concur_thp.mm.page_ref import page_ref_count
 from concur_thp.mm.put_page import put_page
 from concur_thp.mm.swap import lru_add_drain
+from concur_thp.mm.truncate import drop_caches, invalidate_mapping_pages
 from concur_thp.mm.vmstat import vmstat
 
 A = 0x40000
@@ -107,23 +105,3 @@ def test_no_memory_for_a_page(new_task) -> None:
     assert filemap_fault(task.cpu, task.vma(A), 0) == VM_FAULT_OOM
     for page in pages:
         put_page(task.cpu, Page(page))
-
-
-def test_files_run_out_and_come_back(new_task) -> None:
-    task = new_task(files=3, file_pages=64)
-    cpu = task.cpu
-    assert file_alloc(cpu, 0, 1) == file_alloc(cpu, 65, 1) == -EINVAL
-    numbers = [file_alloc(cpu, 64, 1) for _ in range(3)]
-    assert sorted(numbers) == [1, 2, 3] and file_alloc(cpu, 1, 1) == -ENOMEM
-    put_page(cpu, Page(int(filemap_get_page(cpu, numbers[0], 63))))
-    file_free(cpu, numbers[0])
-    assert file_alloc(cpu, 5, 2) == numbers[0] and cached_pfn(numbers[0], 63) == NIL
-
-
-def test_drop_caches(new_task) -> None:
-    cpu = new_task().cpu
-    for file in (file_alloc(cpu, 8, n) for n in (1, 2)):
-        for index in (0, 3, 7):
-            put_page(cpu, Page(int(filemap_get_page(cpu, file, index))))
-    assert drop_caches(cpu) == 6 and drop_caches(cpu) == 0
-    assert vmstat()["NR_FILE_PAGES"] == 0

@@ -11,7 +11,8 @@ from concur_thp.arch.irq import cpu_park, cpu_resume
 from concur_thp.arch.shared import SharedArray
 from concur_thp.config import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGE_SIZE, PMD_SIZE
 from concur_thp.mm.errno import EBUSY, EFAULT
-from concur_thp.mm.filemap import cached_pfn, file_alloc
+from concur_thp.mm.file_table import file_alloc
+from concur_thp.mm.filemap import cached_pfn
 from concur_thp.mm.flags import FOLL_SPLIT, GFP_TRANSHUGE, MAP_SHARED, PROT_READ
 from concur_thp.mm.gup import get_user_pages_unlocked
 from concur_thp.mm.huge_split_pmd import split_huge_pmd_address

@@ -10,7 +10,8 @@ from concur_thp.arch.irq import cpu_resume
 from concur_thp.arch.linker import interpreted
 from concur_thp.config import HPAGE_PMD_NR, PAGE_SHIFT, PAGE_SIZE, PMD_MASK, PMD_SIZE
 from concur_thp.machine import Machine
-from concur_thp.mm.filemap import file_alloc, find_get_page
+from concur_thp.mm.file_table import file_alloc
+from concur_thp.mm.filemap import find_get_page
 from concur_thp.mm.flags import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE
 from concur_thp.mm.fork import dup_mm, exec_mmap, switch_to_mm
 from concur_thp.mm.huge_split_pmd import split_huge_pmd_address

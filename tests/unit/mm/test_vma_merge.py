@@ -13,7 +13,7 @@ from concur_thp.arch.linker import interpreted
 from concur_thp.check.audit import audit
 from concur_thp.config import PAGE_SIZE
 from concur_thp.machine import Machine
-from concur_thp.mm.filemap import file_alloc
+from concur_thp.mm.file_table import file_alloc
 from concur_thp.mm.flags import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, VM_ACCESS
 from concur_thp.mm.fork import dup_mm, exec_mmap, exit_mm, mmput
 from concur_thp.mm.mm_types import Mm, mms, percpu, pools

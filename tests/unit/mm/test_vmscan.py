@@ -4,7 +4,8 @@ import pytest
 
 from concur_thp.config import PAGE_SIZE
 from concur_thp.mm.errno import ENOMEM
-from concur_thp.mm.filemap import file_alloc, find_get_page
+from concur_thp.mm.file_table import file_alloc
+from concur_thp.mm.filemap import find_get_page
 from concur_thp.mm.flags import MADV_FREE, MAP_SHARED
 from concur_thp.mm.khugepaged import khugepaged_do_scan
 from concur_thp.mm.kswapd import balance_pgdat

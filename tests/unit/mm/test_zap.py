@@ -3,7 +3,8 @@
 import pytest
 
 from concur_thp.config import HPAGE_PMD_NR, PAGE_SIZE, PMD_SIZE
-from concur_thp.mm.filemap import file_alloc, find_get_page
+from concur_thp.mm.file_table import file_alloc
+from concur_thp.mm.filemap import find_get_page
 from concur_thp.mm.flags import MAP_SHARED
 from concur_thp.mm.mm_types import MM_ANONPAGES, MM_FILEPAGES, frames
 from concur_thp.mm.page_flags import PG_dirty, TestFlag, page_to_pfn

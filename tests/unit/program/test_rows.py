@@ -11,11 +11,11 @@ from concur_thp.config import HPAGE_PMD_NR
 from concur_thp.errors import KernelBug, Misuse
 from concur_thp.machine import Machine
 from concur_thp.mm.collapse_check import Scan
-from concur_thp.mm.filemap import drop_caches
 from concur_thp.mm.huge_zero import shrink_huge_zero_page
 from concur_thp.mm.mm_types import percpu
 from concur_thp.mm.swap_state import drop_swap_cache
 from concur_thp.mm.thp_sysfs import set_switch
+from concur_thp.mm.truncate import drop_caches
 from concur_thp.program.physical import unpoison_all
 from concur_thp.program.pinning import unpin_all
 from concur_thp.program.pressure import drain_cpu

@@ -7,12 +7,12 @@ from concur_thp.arch.cpu import Cpu
 from concur_thp.check.audit import audit
 from concur_thp.check.facts import Facts
 from concur_thp.machine import Machine
-from concur_thp.mm.filemap import drop_caches
 from concur_thp.mm.huge_zero import shrink_huge_zero_page
 from concur_thp.mm.page_flags import PG_hwpoison
 from concur_thp.mm.pcp import drain_pcp
 from concur_thp.mm.swap import lru_add_drain
 from concur_thp.mm.swap_state import drop_swap_cache
+from concur_thp.mm.truncate import drop_caches
 from concur_thp.mm.vmstat import vmstat
 from stress.mix.failure import BROKEN, mix_unpoison_all
 from stress.mix.load import load_mix, unload_mix
