@@ -175,7 +175,8 @@ def _collapse_by_other_rules(s: Situation) -> bool:
 def _collapse_error(s: Situation) -> bool:
     blocks = list(s.whole_blocks())
     whole = s.step.page % BLOCK == 0 and s.step.end % BLOCK == 0 and blocks
-    return s.step.op == "collapse" and (not whole or any(s.before[block] != "s" for block in blocks))
+    doubted = any("AnonHugePages" in s.doubts.of((s.step.task, block)) for block in blocks)  # Huge there already, perhaps.
+    return s.step.op == "collapse" and (not whole or doubted or any(s.before[block] != "s" for block in blocks))
 
 
 def _mremap_of_hole(s: Situation) -> bool:

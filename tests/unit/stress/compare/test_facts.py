@@ -143,3 +143,12 @@ def test_a_pinned_huge_page_that_lost_all_its_mappings_is_only_ours_to_split(fir
     assert verdict.agree == agrees and verdict.skipped["failed", "K6-failed"] == agrees
     text = describe(verdict, ours, run)
     assert "failed thp_split_page_failed" in text and "failed+1" in text and "returns 0\n" in text
+
+
+@pytest.mark.parametrize("doubted", [True, False])
+def test_what_a_collapse_returns_counts_where_both_had_the_same_small_pages(doubted):
+    look = LOOK._replace(mappings=((0, 2048),))
+    before = [seen(512, look), seen(1, look, "s...", {"wp_huge_copy": int(doubted)})]
+    ours, theirs = ([*before, seen(result, look, "s...")] for result in (-11, 0))
+    verdict = compare(parse("0 store 0 512; 0 store 1 1; 0 collapse 0 512"), ours, theirs, frozenset({"result"}))
+    assert verdict.agree == doubted and verdict.skipped["result", "collapse-error"] == doubted
