@@ -107,8 +107,8 @@ def _kept_in_part(s: Situation) -> list[Place]:
 
 
 def _zero_filled_there(s: Situation) -> bool:
-    """The shrinker split one that our side does not have to split."""
-    if s.step.op != "drop_caches" or not s.at or not s.emulator[s.at - 1].events["empty"]:
+    """The shrinker, or MADV_FREE, split one that our side does not have to split."""
+    if s.step.op not in ("drop_caches", "free") or not s.at or not s.emulator[s.at - 1].events["empty"]:
         return False
     return s.theirs.counter("thp_split_page") > s.ours.counter("thp_split_page") and bool(_kept_in_part(s))
 
@@ -289,7 +289,7 @@ DIFFERENCES: tuple[Difference, ...] = (
                "v4.20 mremap() calls vma_adjust(), which only moves the end; today mm/mremap.c asks vma_merge_extend() (since"
                " ca3d76b0aa80 \"mm: add merging after mremap resize\", v5.19: not confirmed)",
                lambda s: bool(grown(s)), ("mappings",), lasts=IN_BLOCK, where=grown, behind=True),
-    Difference("vma-fork", "fork copies the tables of a vma that is two on the other side",
+    Difference("vma-fork", "fork copies the tables of a vma that is, or was, two on the other side",
                "copy_page_range() passes over a vma without anon_vma (vma_needs_copy() today): zero pages and empty tables of"
                " one that was merged with one that has some are copied; see anon-merge and unaccounted",
                lambda s: bool(copied_otherwise(s)), ALL_BUT_DATA, lasts=IN_BLOCK, where=copied_otherwise),

@@ -81,17 +81,25 @@ def grown(s: Situation) -> list[Place]:
     return [(s.step.task, end // BLOCK)]
 
 
+def _ever_one_vma(s: Situation) -> set[int]:
+    """Blocks of vmas that were two on the other side at some time, in any task: one has an anon_vma since, one has none."""
+    found: set[int] = set()
+    for ours, theirs in zip(s.emulator[: s.at + 1], s.kernel, strict=False):
+        for task in ours.looks.keys() & theirs.looks.keys():
+            sides = ours.looks[task].mappings, theirs.looks[task].mappings
+            for page in differing(*sides):
+                for side in sides:
+                    found |= set(blocks_of(*around(side, page)))
+    return found
+
+
 def copied_otherwise(s: Situation) -> list[Place]:
-    """Blocks that a fork has copied on one side only: of vmas that are two on the other side."""
+    """Blocks that a fork has copied on one side only: of vmas that are, or were, two on the other side."""
     if s.step.op != "fork" or s.step.arg not in s.ours.looks or s.step.arg not in s.theirs.looks:
         return []
     task, child = s.step.task, s.step.arg
-    found: set[int] = set()
-    for page in _one_sided(s):
-        for side in (s.ours, s.theirs):
-            found |= set(blocks_of(*around(side.looks[task].mappings, page)))
     mine, theirs = s.ours.looks[child].blocks, s.theirs.looks[child].blocks
-    return [(task, block) for block in sorted(found)
+    return [(task, block) for block in sorted(_ever_one_vma(s))
             if s.ours.blocks[task][block] == "e" or not (mine and theirs) or mine[block].places != theirs[block].places]
 
 

@@ -118,9 +118,10 @@ def test_what_madv_free_splits_in_v4_20_only(text, tasks, moved, reason):
     assert verdict.agree == bool(reason) and verdict.skipped[kind, reason] == bool(reason)
 
 
-def test_the_shrinker_fills_in_zero_pages_where_only_the_other_side_has_a_huge_page_mapped_in_part():
+@pytest.mark.parametrize("last", ["0 drop_caches", "0 free 0 512"])
+def test_a_split_fills_in_zero_pages_where_only_the_other_side_has_a_huge_page_mapped_in_part(last):
     """It copied one page of a shared huge page, we copied all of it: only there is something queued, and full of zeroes."""
-    program = parse("0 store 0 512; 0 store 1 1; 0 drop_caches")
+    program = parse(f"0 store 0 512; 0 store 1 1; {last}")
     ours = [SAME[0], seen(1, events={"wp_huge_copy": 1}), seen(1, events={"empty": 511})]
     ours[1] = ours[1]._replace(events=ours[1].events | {"empty": 511})
     filled = seen(1, LOOK._replace(anon_huge=0, rss=4, private=4), thp_split_page=1)

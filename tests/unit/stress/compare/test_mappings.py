@@ -72,6 +72,15 @@ def test_what_a_fork_copied_of_a_merged_vma_is_passed_over():
     assert not compare(program, ours, theirs).agree
 
 
+@pytest.mark.parametrize("merged", [True, False])
+def test_a_vma_that_was_merged_once_has_an_anon_vma_ever_since(merged):
+    program = parse("0 munlock 0 1024; 0 munlock 0 1024; 0 fork 1")
+    child = seen(TWO, ("a", "a"), (0, 1), "t...", (7, 0, 0, 0))
+    ours = [seen(ONE if merged else TWO, ("p",) if merged else ("p", "p")), seen(TWO, ("a", "a")), child]
+    without = child._replace(looks={0: child.looks[0], 1: seen(TWO).looks[0]})
+    assert compare(program, ours, [seen(TWO), seen(TWO), without]).agree == merged
+
+
 def test_a_huge_page_that_only_one_vma_can_have():
     program = parse("0 munlock 0 1024; 0 store 0 1")
     ours = [seen(TWO, ("", "a"), blocks="...."), seen(TWO, ("", "a"), blocks="t...", places=(1, 0, 0, 0))]
