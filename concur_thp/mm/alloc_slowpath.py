@@ -21,8 +21,8 @@ from concur_thp.sync.lockdep import might_sleep
 
 MAX_RECLAIM_RETRIES = 16
 """Rounds without progress after which a small page is given up."""
-COMPACT_INACTIVE = 2
-"""Compaction was skipped or deferred in every zone: the results up to this one (Linux: enum compact_result)."""
+COMPACT_DEFERRED = COMPACT_INACTIVE = 2
+"""Compaction was left out in some zone as it failed there lately; up to here nothing was done (Linux: enum compact_result)."""
 MAX_RECLAIM_ROUNDS = 256
 """Rounds in all: others may take what we reclaim, but not for ever."""
 
@@ -124,6 +124,8 @@ def alloc_pages_direct(cpu: Cpu, order: int, migratetype: int, gfp: int) -> Page
     """
     might_sleep(cpu)
     page = __alloc_pages_direct_compact(cpu, order, migratetype, gfp)
+    if not page and gfp & __GFP_NORETRY and cpu.scratch[0] == COMPACT_DEFERRED:
+        return page  # It would come to nothing, and whoever asked has small pages to fall back to: reclaim nothing for him.
     idle = 0
     rounds = 0
     while not page and idle < MAX_RECLAIM_RETRIES and rounds < MAX_RECLAIM_ROUNDS:
@@ -143,12 +145,15 @@ def alloc_pages_direct(cpu: Cpu, order: int, migratetype: int, gfp: int) -> Page
 
 @inline
 def __alloc_pages_direct_compact(cpu: Cpu, order: int, migratetype: int, gfp: int) -> Page:
-    """Compact, then look again. Counted when at least one zone was not left out; success is to have the block."""
+    """Compact, then look again; COMPACT_* in cpu.scratch[0]. Counted when at least one zone was not left out; success is to
+    have the block."""
     page = Page(0)
-    if costly(order) and try_to_compact_pages(cpu, order, gfp) > COMPACT_INACTIVE:
+    result = try_to_compact_pages(cpu, order, gfp) if costly(order) else 0
+    if result > COMPACT_INACTIVE:
         count_vm_event(cpu, Stat.compact_stall)
         page = get_page_from_freelist(cpu, order, migratetype, WMARK_MIN)
         count_vm_event(cpu, Stat.compact_success if page else Stat.compact_fail)
+    cpu.scratch[0] = result
     return page
 
 
