@@ -8,8 +8,9 @@ from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import kernel
 from concur_thp.arch.listen import check_point, point
 from concur_thp.arch.points import Point
+from concur_thp.mm.buddy import zone_nr
 from concur_thp.mm.lru import add_page_to_lru_list, del_page_from_lru_list, page_evictable, page_lru
-from concur_thp.mm.mm_types import NIL, mem_map, pgdat
+from concur_thp.mm.mm_types import mem_map, pgdat
 from concur_thp.mm.page_alloc import free_the_page
 from concur_thp.mm.page_flags import PageHead, PageTail, PG_active, PG_lru, hpage_nr_pages, page_to_pfn
 from concur_thp.mm.page_list import LIST_FREE, PageList, list_add, list_pop, page_list
@@ -19,25 +20,30 @@ from concur_thp.sync.spinlock import assert_spin_locked, spin_lock_irq, spin_unl
 
 
 @kernel
-def isolate_lru_pages(cpu: Cpu, number: int, nr_to_scan: int, pages: PageList):
-    """Take pages off the old end of one LRU list.
+def isolate_lru_pages(cpu: Cpu, number: int, nr_to_scan: int, zone_limit: int, pages: PageList):
+    """Take pages off the old end of one LRU list, but none of zone `zone_limit` and above; 0: of any zone.
 
     Context: lru_lock held.
     Return: pages taken, a huge one counted as HPAGE_PMD_NR; they are in pgdat.isolated too.
     Linux: mm/vmscan.c isolate_lru_pages
-    Differs: a huge page counts as HPAGE_PMD_NR scanned, not as one.
+    Differs: a huge page counts as HPAGE_PMD_NR scanned, not as one. Takes the newest of them for the first of `pages`.
     """
     assert_spin_locked(cpu, pgdat.lru_lock)
     lru = pgdat.lru[number]
     taken = 0
     scanned = 0
-    while scanned < nr_to_scan and lru.tail != NIL:
+    left = lru.size
+    while scanned < nr_to_scan and left > 0:
         page = mem_map[lru.tail]
         nr = hpage_nr_pages(page)
-        scanned += nr
+        left -= nr
         bug_on(cpu, PageTail(page) or page.flags.read() & (1 << PG_lru) == 0,
                "isolate_lru_pages: a tail, or without PG_lru (values: pfn, list)", page_to_pfn(page), number)
         del_page_from_lru_list(page, number)
+        if zone_limit != 0 and zone_nr(page_to_pfn(page)) >= zone_limit:
+            add_page_to_lru_list(page, number)  # Not what is looked for: to the young end, out of the way.
+            continue
+        scanned += nr
         # Never get_page(): its last reference may just have been dropped, and whoever did that waits for lru_lock (R34).
         if get_page_unless_zero(page):
             page.flags.and_(~(1 << PG_lru))

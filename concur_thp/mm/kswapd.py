@@ -38,7 +38,8 @@ def balance_pgdat(cpu: Cpu):
 
     Context: kernel thread, no lock. Sleeps.
     Linux: mm/vmscan.c balance_pgdat
-    Differs: only for small pages: who wants a block tells kcompactd himself.
+    Differs: only for small pages: who wants a block tells kcompactd himself. Whoever woke it, one good zone is enough, and it
+    looks at pages of all zones; an allocation that may use only the lower ones reclaims there itself.
     """
     count_vm_event(cpu, Stat.pageoutrun)
     idle = 0

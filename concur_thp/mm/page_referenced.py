@@ -29,29 +29,33 @@ def clear_flush_young(entry: Entry):
 
 @kernel
 def page_referenced(cpu: Cpu, page: Page, is_locked: int):
-    """Count the young entries of a page and make them old.
+    """Count the vmas through which a page was used, and make their entries old.
 
     Context: the caller has a reference, and with `is_locked` the page lock; takes the rmap lock. May sleep.
-    Return: how many were young; in cpu.scratch[0] the VM_* bits of their vmas, and VM_LOCKED as soon as one has it.
+    Return: how many had a young entry; 1 for a file page that is mapped and locked by another. In cpu.scratch[0] the VM_* bits
+    of those vmas, and VM_LOCKED as soon as one has it: then the others are not asked.
     Linux: mm/rmap.c page_referenced
-    Differs: no memory cgroups, so every vma counts.
+    Differs: no memory cgroups, so every vma counts. Goes on to the last vma; Linux stops when it has met all mappings.
     """
     referenced = 0
     vm_flags = 0
     we_locked = 0
+    mapped = page_mapped(page)
     # A file page has no rmap lock without the page lock; who waits for it here gains nothing.
-    if not is_locked and not PageAnon(page):
+    if mapped and not is_locked and not PageAnon(page):
         we_locked = trylock_page(cpu, page)
         if not we_locked:
             cpu.scratch[0] = 0
             return 1
-    if page_mapped(page) and rmap_walk_lock(cpu, page):
+    if mapped and rmap_walk_lock(cpu, page):
         rmap_walk_begin(cpu, page, 0)
         while rmap_walk_next(cpu) and vm_flags & VM_LOCKED == 0:
             young = page_referenced_one(cpu)
-            if young != 0:
+            if young < 0:
+                vm_flags = vm_flags | VM_LOCKED
+            elif young > 0:
                 vm_flags = vm_flags | pvmw_vma(cpu).vm_flags
-                referenced += young > 0
+                referenced += 1
         rmap_walk_unlock(cpu, page)
     if we_locked:
         unlock_page(cpu, page)
@@ -66,6 +70,7 @@ def page_referenced_one(cpu: Cpu):
     Context: a walk of this CPU stands at the vma; takes its ptls.
     Return: entries that were young; -1 when the vma is locked.
     Linux: mm/rmap.c page_referenced_one
+    Differs: flushes not even for a huge pmd, for which x86 does: who has it cached may use it unnoticed. No VM_SEQ_READ.
     """
     young = 0
     while page_vma_mapped_walk(cpu):

@@ -189,6 +189,7 @@ def shrink_page_list(cpu: Cpu, pages: PageList):
     Context: no lock; mmap_sem may be held. May sleep.
     Return: pages reclaimed.
     Linux: mm/vmscan.c shrink_page_list
+    Differs: a THP counts as its N pages, reclaimed or activated, as since v5.4; v4.20 counts one.
     """
     kept = page_list(cpu, LIST_RET)
     reclaimed = 0

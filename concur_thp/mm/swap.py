@@ -83,7 +83,7 @@ def pagevec_drain(cpu: Cpu, kind: int):
         if kind == PVEC_ADD:
             lru_add_fn(cpu, page)
         elif kind == PVEC_ACTIVATE:
-            activate_fn(page)
+            activate_fn(cpu, page)
         elif kind == PVEC_LAZYFREE:
             lazyfree_fn(cpu, page)
     spin_unlock_irq(cpu, pgdat.lru_lock)
@@ -110,7 +110,7 @@ def lru_add_fn(cpu: Cpu, page: Page):
 
 
 @inline
-def activate_fn(page: Page):
+def activate_fn(cpu: Cpu, page: Page):
     """From the inactive to the active list, if it still is on the former; lru_lock held. (Linux: __activate_page)"""
     flags = page.flags.read()
     if flags & (1 << PG_lru | 1 << PG_active | 1 << PG_unevictable) == 1 << PG_lru:
@@ -118,6 +118,7 @@ def activate_fn(page: Page):
         del_page_from_lru_list(page, number)
         page.flags.or_(1 << PG_active)
         add_page_to_lru_list(page, number + LRU_ACTIVE)
+        mod_stat(cpu, Stat.pgactivate, hpage_nr_pages(page))
 
 
 @inline

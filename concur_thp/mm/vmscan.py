@@ -29,6 +29,7 @@ from concur_thp.mm.lru import (
     page_is_file_cache,
 )
 from concur_thp.mm.mm_types import pgdat
+from concur_thp.mm.page_alloc import gfpflags_to_migratetype
 from concur_thp.mm.page_flags import PG_active, PG_workingset, hpage_nr_pages
 from concur_thp.mm.page_list import (
     LIST_ACTIVE,
@@ -41,6 +42,7 @@ from concur_thp.mm.page_list import (
     page_list,
 )
 from concur_thp.mm.page_referenced import page_referenced
+from concur_thp.mm.pcp import highest_zone
 from concur_thp.mm.put_page import SWAP_CLUSTER_MAX
 from concur_thp.mm.shrink_page_list import shrink_page_list
 from concur_thp.mm.swap import lru_add_drain, putback_lru_page
@@ -62,6 +64,7 @@ class ScanControl(Struct, size=64):
     priority = field(I32, "cpu", "look at 1/2**priority of each list")
     is_kswapd = field(I32, "cpu", "1 for kswapd")
     active = field(I32, "cpu", "1 while this CPU reclaims")
+    zone_limit = field(I32, "cpu", "pages of this zone and above are of no use (Linux: reclaim_idx, one less); 0: all are")
 
 
 scan_controls = SharedArray("scan_controls", ScanControl, lambda config: NR_CPUS)
@@ -92,7 +95,7 @@ def shrink_inactive_list(cpu: Cpu, nr_to_scan: int, number: int):
     pages = page_list(cpu, LIST_PAGES)
     lru_add_drain(cpu)
     spin_lock_irq(cpu, pgdat.lru_lock)
-    taken = isolate_lru_pages(cpu, number, nr_to_scan, pages)
+    taken = isolate_lru_pages(cpu, number, nr_to_scan, sc.zone_limit, pages)
     spin_unlock_irq(cpu, pgdat.lru_lock)
     if taken == 0:
         return 0
@@ -114,10 +117,11 @@ def shrink_active_list(cpu: Cpu, nr_to_scan: int, number: int):
     Context: no lock; mmap_sem may be held. May sleep.
     Linux: mm/vmscan.c shrink_active_list
     """
+    sc = scan_controls[cpu.id]
     pages = page_list(cpu, LIST_PAGES)
     lru_add_drain(cpu)
     spin_lock_irq(cpu, pgdat.lru_lock)
-    taken = isolate_lru_pages(cpu, number, nr_to_scan, pages)
+    taken = isolate_lru_pages(cpu, number, nr_to_scan, sc.zone_limit, pages)
     spin_unlock_irq(cpu, pgdat.lru_lock)
     page = list_pop(pages)
     while page:
@@ -161,7 +165,8 @@ def shrink_node(cpu: Cpu):
 
     Context: no lock; mmap_sem may be held. May sleep.
     Linux: mm/vmscan.c shrink_node_memcg, get_scan_count
-    Differs: the same share of every list; Linux weighs anon against file by how often evicted pages came back.
+    Differs: the same share of every list, whatever zones its pages are in; Linux weighs anon against file by how often evicted
+    pages came back, and counts the zones that are looked at.
     """
     sc = scan_controls[cpu.id]
     done = 0
@@ -233,7 +238,11 @@ def try_to_free_pages(cpu: Cpu, order: int, gfp: int):
     Linux: mm/vmscan.c try_to_free_pages
     Differs: for a huge page as much as it has pages at most, then compaction has its chance.
     """
-    return do_try_to_free_pages(cpu, SWAP_CLUSTER_MAX if order == 0 else HPAGE_PMD_NR, 0)
+    sc = scan_controls[cpu.id]
+    sc.zone_limit = highest_zone(gfpflags_to_migratetype(gfp)) + 1
+    reclaimed = do_try_to_free_pages(cpu, SWAP_CLUSTER_MAX if order == 0 else HPAGE_PMD_NR, 0)
+    sc.zone_limit = 0
+    return reclaimed
 
 
 __all__ = ["do_try_to_free_pages", "shrink_active_list", "shrink_inactive_list", "shrink_node", "shrink_slab",

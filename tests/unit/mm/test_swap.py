@@ -144,6 +144,7 @@ def test_accessed_twice_is_active() -> None:
             assert not each.flags.read() >> PG_referenced & 1
         lru_add_drain(cpu)
         assert sorted(lists(3)[LRU_ACTIVE_ANON]) == sorted(map(page_to_pfn, (page, waiting)))
+        assert vmstat()["pgactivate"] == 1, "the one that moved; the other came to the list as an active one"
 
 
 def test_lazyfree_goes_to_the_inactive_file_list() -> None:

@@ -3,23 +3,26 @@
 import pytest
 
 from concur_thp.config import PAGE_SIZE
+from concur_thp.mm.buddy import ZONE_MOVABLE
 from concur_thp.mm.errno import ENOMEM
 from concur_thp.mm.file_table import file_alloc
 from concur_thp.mm.filemap import find_get_page
-from concur_thp.mm.flags import MADV_FREE, MAP_SHARED
+from concur_thp.mm.flags import GFP_KERNEL, MADV_FREE, MAP_SHARED
 from concur_thp.mm.khugepaged import khugepaged_do_scan
 from concur_thp.mm.kswapd import balance_pgdat
+from concur_thp.mm.lru import LRU_ACTIVE_ANON
 from concur_thp.mm.madvise import do_madvise
 from concur_thp.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, Page, mem_map, pgdat, zones
 from concur_thp.mm.page_flags import PageHead, PageSwapCache, PG_swapbacked, TestFlag, tail_page
 from concur_thp.mm.page_ref import get_page
+from concur_thp.mm.pcp import drain_pcp
 from concur_thp.mm.pgtable import entry_pfn, is_swap_entry, pmd_table, pmd_trans_huge, table_entry
 from concur_thp.mm.put_page import put_page
 from concur_thp.mm.swap import lru_add_drain
 from concur_thp.mm.swap_map import percpu_clusters, scan_swap_map, swap_info, swap_map
 from concur_thp.mm.swapfile import __swap_entry_free
 from concur_thp.mm.thp_sysfs import set_switch
-from concur_thp.mm.vmscan import do_try_to_free_pages
+from concur_thp.mm.vmscan import do_try_to_free_pages, shrink_active_list, try_to_free_pages
 from concur_thp.mm.vmstat import vmstat
 from concur_thp.sync.spinlock import spin_lock, spin_unlock
 
@@ -217,6 +220,23 @@ def test_out_of_memory_is_an_answer(new_task, order):
     results = [task.store(ADDR + i * PAGE_SIZE, 1) for i in range(pages)]
     assert set(results) == {0, -ENOMEM} and results[-1] == -ENOMEM
     task.munmap(ADDR, pages)
+
+
+def test_a_kernel_page_is_not_looked_for_where_it_cannot_be(new_task, order):
+    """The oldest pages are in ZONE_MOVABLE, and their frames would be of no use (R4)."""
+    task = new_task(memory="64M" if order == 9 else "1M", kernelcore="32M" if order == 9 else "512K",
+                    swap="64M" if order == 9 else "2M")
+    fill(task, ADDR, task.machine.config.frames * 3 // 4)
+    lru_add_drain(task.cpu)
+    mapped = [int(mem_map.index(task.page(ADDR + i * PAGE_SIZE))) for i in range(16)]
+    assert min(mapped) >= zones[ZONE_MOVABLE].start_pfn
+    shrink_active_list(task.cpu, pgdat.lru[LRU_ACTIVE_ANON].size, LRU_ACTIVE_ANON)
+    drain_pcp(task.cpu)
+    before = [zones[zone].nr_free_pages for zone in range(pgdat.nr_zones)]
+    assert try_to_free_pages(task.cpu, 0, GFP_KERNEL) > 0
+    drain_pcp(task.cpu)
+    grown = [zones[zone].nr_free_pages - before[zone] for zone in range(pgdat.nr_zones)]
+    assert grown[ZONE_MOVABLE] == 0 and sum(grown) > 0
 
 
 def test_kswapd_brings_memory_back_above_the_high_mark(new_task, order):
