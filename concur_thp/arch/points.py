@@ -96,7 +96,7 @@ class Point(IntEnum):
     HUGE_PMD_SET = 133  # a huge pmd was just written; its ptl held
     TABLE_SEEN = 134  # mmap_sem held, a pmd was found to be a table and is about to be used
     ANON_RMAP_MOVED = 135  # reuse: the page is about to get this vma's own anon_vma
-    LRU_ISOLATED = 136  # isolate_lru_page: off the LRU, with a reference
+    LRU_ISOLATED = 136  # off the LRU, with a reference; whoever isolates
     RECLAIM_UNFLUSHED = 138  # a batch is unmapped and out of its caches, TLBs not yet flushed
     EXIT_MMAP_DONE = 137  # exit_mmap: no table left
     HUNG = 127  # set by nobody: the watcher's word for "did not move"

@@ -12,6 +12,7 @@ from concur_thp.mm.mm_types import (
     MM_FILEPAGES,
     MM_SHMEMPAGES,
     MM_SWAPENTS,
+    NIL,
     NR_MM_COUNTERS,
     PAGE_MAPPING_ANON,
     PAGE_TYPE_NONE,
@@ -145,6 +146,7 @@ def law_stats(facts: Facts, report: Report) -> None:
         Stat.NR_SHMEM_THPS: np.isin(file_thps, facts.cached[2]).sum(),
         Stat.NR_SHMEM_PMDMAPPED: (facts.pmd_maps[file_thps] > 0).sum(),
         Stat.NR_PAGETABLE: (facts.page_type == PAGE_TYPE_TABLE).sum(),
+        Stat.NR_KERNEL_PAGES: 0 if facts.huge_zero_pfn == NIL else facts.nr,
         Stat.NR_MLOCK: np.where(facts.has(PG_head)[mlocked], facts.nr, 1).sum(),
     }
     # K10: a THP mapped by pmds and ptes comes back from a migration, failed or not, without PG_double_map; the ptes are

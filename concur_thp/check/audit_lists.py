@@ -35,11 +35,15 @@ def split_queue(facts: Facts, report: Report) -> Column:
     links = facts.page["deferred_next"]
     heads = set(facts.heads.tolist())
     queue: list[int] = []
+    back = facts.page["deferred_prev"]
     pfn = int(facts.pgdat["split_queue_head"])
     while pfn != NIL and len(queue) <= facts.frames:
         if pfn not in heads:
             report.broken("the deferred split queue leads to pfn {pfn:#x}, which is no THP", pfn=pfn)
             break
+        before = queue[-1] if queue else NIL
+        report.check((int(back[pfn + 2]) & (QUEUED - 1)) - 1 == before,
+                     "THP pfn {pfn:#x} on the deferred split queue does not lead back to {before:#x}", pfn=pfn, before=before)
         queue.append(pfn)
         link = int(links[pfn + 2])
         if link & QUEUED == 0:

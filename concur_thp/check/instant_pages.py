@@ -33,9 +33,10 @@ from concur_thp.mm.page_flags import (
     page_to_pfn,
     tail_page,
 )
+from concur_thp.mm.split_huge_page_tail import TAIL_FLAGS
 
 LOOK_AT = 8
-"""So many members of a list are looked at, newest first: who breaks a list breaks it at an end, or near what he works on."""
+"""So many members at each end of a list are looked at: who breaks a list breaks it at an end, or near what he works on."""
 
 
 @kernel
@@ -152,12 +153,14 @@ def check_thaw(cpu: Cpu, page: Page):
 
 @inline
 def check_piece(cpu: Cpu, page: Page, head: Page):
-    """I13: whoever gets a reference of this piece may lock it, put it, ask where it is mapped."""
+    """I13: whoever gets a reference of this piece may lock it, put it, ask where it is mapped, or whether it is dirty. The head
+    keeps what it hands on: it is locked and frozen, nobody else can change these flags."""
     pfn = page_to_pfn(page)
     flags = page.flags.read()
     bug_on(cpu, PageTail(page) != 0, "I13: a tail is about to get references (values: pfn, compound_head)", pfn,
            page.compound_head)
-    bug_on(cpu, flags & (1 << PG_locked) == 0 or flags & (1 << PG_head) != 0,
+    bug_on(cpu, flags & (1 << PG_locked) == 0 or flags & (1 << PG_head) != 0
+           or (flags ^ head.flags.read()) & TAIL_FLAGS != 0,
            "I13: visible without its final flags (values: pfn, flags)", pfn, flags)
     bug_on(cpu, page.mapping != head.mapping, "I13: visible without its final mapping (values: pfn, mapping)", pfn,
            page.mapping)
@@ -235,7 +238,7 @@ def check_queued(cpu: Cpu, head: Page):
 
 @kernel
 def check_lru_lists(cpu: Cpu):
-    """I18: the newest pages of each list have PG_lru and are linked once.
+    """I18: the newest and the oldest pages of each list have PG_lru and are linked once.
 
     Sound: pages enter and leave, and PG_lru changes, under lru_lock.
 
@@ -247,13 +250,25 @@ def check_lru_lists(cpu: Cpu):
         pfn = pgdat.lru[number].head
         for _ in range(LOOK_AT):
             if pfn != NIL:
-                page = mem_map[pfn]
-                bug_on(cpu, page.flags.read() & (1 << PG_lru) == 0 or PageTail(page) != 0,
-                       "I18: on an LRU list without PG_lru, or a tail (values: pfn, flags)", pfn, page.flags.read())
-                bug_on(cpu, page.lru_prev != before, "I18: an LRU list is not linked (values: pfn, its previous)", pfn,
-                       page.lru_prev)
+                check_on_lru(cpu, pfn, mem_map[pfn].lru_prev, before)
                 before = pfn
-                pfn = page.lru_next
+                pfn = mem_map[pfn].lru_next
+        before = NIL
+        pfn = pgdat.lru[number].tail
+        for _ in range(LOOK_AT):
+            if pfn != NIL:
+                check_on_lru(cpu, pfn, mem_map[pfn].lru_next, before)
+                before = pfn
+                pfn = mem_map[pfn].lru_prev
+
+
+@inline
+def check_on_lru(cpu: Cpu, pfn: int, link: int, came_from: int):
+    """One page of an LRU list, and its link back to where we came from."""
+    page = mem_map[pfn]
+    bug_on(cpu, page.flags.read() & (1 << PG_lru) == 0 or PageTail(page) != 0,
+           "I18: on an LRU list without PG_lru, or a tail (values: pfn, flags)", pfn, page.flags.read())
+    bug_on(cpu, link != came_from, "I18: an LRU list is not linked (values: pfn, its neighbour)", pfn, link)
 
 
 @kernel

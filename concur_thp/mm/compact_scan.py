@@ -8,6 +8,8 @@ about every one; what counts is looked at again under lru_lock or zone.lock.
 from concur_thp.arch.bug import bug_on
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import defines, inline, kernel
+from concur_thp.arch.listen import check_point
+from concur_thp.arch.points import Point
 from concur_thp.arch.shared import SharedArray
 from concur_thp.arch.struct import I32, I64, Struct, embed, field
 from concur_thp.config import HPAGE_PMD_NR, MAX_ORDER, NR_CPUS, pageblock_nr_pages, pageblock_order
@@ -130,6 +132,7 @@ def isolate_small_page(cpu: Cpu, page: Page):
     if (page.flags.read() >> PG_lru) & 1 and not PageCompound(page) and get_page_unless_zero(page):
         flags = page.flags.and_(~(1 << PG_lru))
         del_page_from_lru_list(page, page_lru(flags))
+        check_point(cpu, Point.LRU_ISOLATED, page)
         pgdat.isolated.add(1)
         taken = 1
     spin_unlock_irq(cpu, pgdat.lru_lock)

@@ -67,7 +67,7 @@ def do_huge_pmd_anonymous_page(cpu: Cpu, vma: Vma, addr: int, flags: int, pmd: E
     if khugepaged_enter(cpu, mms[vma.vm_mm]) != 0:
         return VM_FAULT_OOM
     if flags & FAULT_FLAG_WRITE == 0 and thp.use_zero_page != 0:
-        return do_huge_zero_page(cpu, vma, pmd)
+        return do_huge_zero_page(cpu, vma, pmd, haddr)
     page = alloc_transhuge_page(cpu, alloc_hugepage_direct_gfpmask(vma))
     if not page:
         count_vm_event(cpu, Stat.thp_fault_fallback)
@@ -123,7 +123,7 @@ def map_new_huge_page(cpu: Cpu, vma: Vma, haddr: int, page: Page):
 
 
 @kernel
-def do_huge_zero_page(cpu: Cpu, vma: Vma, pmd: Entry):
+def do_huge_zero_page(cpu: Cpu, vma: Vma, pmd: Entry, haddr: int):
     """A read fault: map the huge zero page.
 
     Context: mmap_sem read; takes the pmd ptl.
@@ -146,6 +146,7 @@ def do_huge_zero_page(cpu: Cpu, vma: Vma, pmd: Entry):
     lost = pmd.val.load() != 0
     if not lost:
         set_huge_zero_page(cpu, mm, vma, pmd, table, zero_page)
+        check_point_with(cpu, Point.HUGE_PMD_SET, vma, haddr)
     spin_unlock(cpu, ptl)
     if lost:
         pte_free(cpu, table)

@@ -7,7 +7,7 @@ which is safe because mmap_sem is held for write.
 from concur_thp.arch.bug import bug_on
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
-from concur_thp.arch.listen import point
+from concur_thp.arch.listen import check_point_with, point
 from concur_thp.arch.points import Point
 from concur_thp.arch.tlbflush import flush_tlb_mm_range
 from concur_thp.config import HPAGE_PMD_MASK, HPAGE_PMD_NR, HPAGE_PMD_SIZE
@@ -39,6 +39,7 @@ from concur_thp.mm.pgtable_alloc import (
 )
 from concur_thp.mm.pgtable_generic import pmd_trans_huge_lock, ptep_set_wrprotect
 from concur_thp.mm.rmap import page_dup_rmap
+from concur_thp.mm.vma_tree import find_vma
 from concur_thp.mm.vmstat import Stat, count_vm_event
 from concur_thp.sync.spinlock import SpinLock, spin_lock, spin_lock_nested, spin_unlock
 
@@ -132,6 +133,7 @@ def move_huge_pmd(cpu: Cpu, vma: Vma, old_addr: int, new_addr: int, old_end: int
     if new_ptl != old_ptl:
         spin_lock_nested(cpu, new_ptl)
     move_pmd_locked(cpu, vma, old_addr, old_pmd, new_pmd, old_ptl, new_ptl)
+    check_point_with(cpu, Point.HUGE_PMD_SET, find_vma(mms[vma.vm_mm], new_addr), new_addr)
     if new_ptl != old_ptl:
         spin_unlock(cpu, new_ptl)
     spin_unlock(cpu, old_ptl)

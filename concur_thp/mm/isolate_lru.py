@@ -47,6 +47,7 @@ def isolate_lru_pages(cpu: Cpu, number: int, nr_to_scan: int, zone_limit: int, p
         # Never get_page(): its last reference may just have been dropped, and whoever did that waits for lru_lock (R34).
         if get_page_unless_zero(page):
             page.flags.and_(~(1 << PG_lru))
+            check_point(cpu, Point.LRU_ISOLATED, page)
             list_add(pages, page)
             taken += nr
         else:

@@ -7,6 +7,8 @@ the range, then asks the other vmas of a shared page whether one of them wants i
 from concur_thp.arch.bug import bug_on
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
+from concur_thp.arch.listen import check_point
+from concur_thp.arch.points import Point
 from concur_thp.config import PAGE_SIZE
 from concur_thp.mm.flags import FOLL_DUMP, FOLL_GET, VM_LOCKED
 from concur_thp.mm.follow_page import follow_page_mask
@@ -100,6 +102,7 @@ def munlock_isolate(cpu: Cpu, page: Page):
         get_page(cpu, page)
         page.flags.and_(~(1 << PG_lru))
         del_page_from_lru_list(page, page_lru(flags))
+        check_point(cpu, Point.LRU_ISOLATED, page)
     return taken
 
 

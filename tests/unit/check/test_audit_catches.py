@@ -231,6 +231,12 @@ def thp_with_holes_not_queued(scene):
     undefer_split_huge_page(scene.cpu, scene.page(HOLES))
 
 
+@breaks("Q11")
+def queued_page_that_does_not_lead_back(scene):
+    node = mem_map[scene.pfn(HOLES) + 2]
+    node.deferred_prev = node.deferred_prev + 5
+
+
 @breaks("Q12")
 def page_on_a_list_without_its_flag(scene):
     scene.page(THP).flags.and_(~(1 << PG_lru))
@@ -291,6 +297,11 @@ def anon_mapped_off(scene):
 @breaks("Q16")
 def page_left_isolated(scene):
     pgdat.isolated.add(1)
+
+
+@breaks("Q16")
+def kernel_page_counted_twice(scene):
+    scene.cpu.vmstat[Stat.NR_KERNEL_PAGES] = scene.cpu.vmstat[Stat.NR_KERNEL_PAGES] + 8
 
 
 @breaks("Q17")

@@ -5,20 +5,24 @@ from typing import Any
 from concur_thp.arch.points import Point
 from concur_thp.check.instant import check_at
 from concur_thp.check.pins import declare_pin, unpin
+from concur_thp.mm.compaction import compact_node
 from concur_thp.mm.deferred_split_drain import deferred_split_scan
 from concur_thp.mm.errno import EBUSY
 from concur_thp.mm.gup_fast import get_user_pages_fast
+from concur_thp.mm.lru import LRU_ACTIVE_ANON
 from concur_thp.mm.migrate import NEW_PAGE
 from concur_thp.mm.mm_types import Page, mem_map, pgdat
 from concur_thp.mm.move_pages import move_page
 from concur_thp.mm.page_account import MAP, PIN, account
-from concur_thp.mm.page_flags import PageDoubleMap, PageHead, PG_double_map, PG_head, PG_locked, PG_lru
+from concur_thp.mm.page_flags import PageDoubleMap, PageHead, PG_dirty, PG_double_map, PG_head, PG_locked, PG_lru
 from concur_thp.mm.page_lock import trylock_page
 from concur_thp.mm.page_ref import get_page, page_ref_count
 from concur_thp.mm.put_page import put_page
 from concur_thp.mm.rmap import page_dup_rmap
+from concur_thp.mm.split_huge_page_tail import TAIL_FLAGS
 from concur_thp.mm.swap import isolate_lru_page, lru_add_drain, putback_lru_page
 from concur_thp.mm.syscall import sys_mprotect, sys_munmap
+from concur_thp.mm.vmscan import shrink_active_list
 from concur_thp.sync.spinlock import spin_lock_irq
 from tests.unit.check.invariant_cases import (
     READ,
@@ -118,6 +122,13 @@ def piece_not_locked(scene):
 
 
 @breaks("I13")
+def piece_that_has_forgotten_that_it_is_dirty(scene):
+    piece_of(scene)
+    scene.page(THP).flags.or_(1 << PG_dirty)
+    check_at(scene.cpu, Point.PAGE_THAW, piece_of(scene))
+
+
+@breaks("I13")
 def piece_at_another_index(scene):
     piece_of(scene).index = 17
     check_at(scene.cpu, Point.PAGE_THAW, piece_of(scene))
@@ -148,6 +159,15 @@ def on_a_list_without_the_flag(scene):
     lru_add_drain(scene.cpu)
     spin_lock_irq(scene.cpu, pgdat.lru_lock)
     scene.page(SMALL + 3 * PAGE).flags.and_(~(1 << PG_lru))
+    check_at(scene.cpu, Point.SPIN_UNLOCK, pgdat.lru_lock)
+
+
+@breaks("I18")
+def oldest_page_without_a_link(scene):
+    """The end from which reclaim takes pages."""
+    lru_add_drain(scene.cpu)
+    spin_lock_irq(scene.cpu, pgdat.lru_lock)
+    mem_map[pgdat.lru[LRU_ACTIVE_ANON].tail].lru_next = scene.pfn(SMALL)
     check_at(scene.cpu, Point.SPIN_UNLOCK, pgdat.lru_lock)
 
 
@@ -236,7 +256,8 @@ def piece_of(scene: Any) -> Page:
     head, piece = scene.page(THP), mem_map[scene.pfn(THP) + 5]
     if piece.compound_head:
         piece.compound_head = 0
-        piece.flags.write(1 << PG_locked)
+        head.flags.or_(1 << PG_locked)
+        piece.flags.write(head.flags.read() & TAIL_FLAGS)
         piece.mapping, piece.index = head.mapping, head.index + 5
     return Page(int(piece))
 
@@ -319,6 +340,21 @@ def isolated_and_put_back(scene):
     assert isolate_lru_page(scene.cpu, scene.page(THP))
     putback_lru_page(scene.cpu, scene.page(THP))
     lru_add_drain(scene.cpu)
+
+
+@allows("I18")
+def isolated_by_reclaim_and_kept(scene):
+    """Used, so they go back; nobody else has them meanwhile."""
+    lru_add_drain(scene.cpu)
+    assert shrink_active_list(scene.cpu, 32, LRU_ACTIVE_ANON) == 0
+    assert Point.LRU_ISOLATED in scene.passed
+
+
+@allows("I18")
+def isolated_by_compaction_and_moved(scene):
+    lru_add_drain(scene.cpu)
+    compact_node(scene.cpu)
+    assert Point.LRU_ISOLATED in scene.passed
 
 
 @allows("I20")

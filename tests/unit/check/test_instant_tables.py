@@ -2,8 +2,11 @@
 
 
 
+import pytest
+
 from concur_thp.arch.points import Point
 from concur_thp.check.instant import check_at
+from concur_thp.errors import KernelBug
 from concur_thp.mm.migrate import NEW_PAGE
 from concur_thp.mm.mm_types import NIL, PAGE_TYPE_TABLE, mem_map
 from concur_thp.mm.move_pages import move_page
@@ -169,3 +172,9 @@ def mlocked_small_page(scene):
 
 
 test_it_speaks, test_it_keeps_silent = cases_of(__name__)
+
+
+def test_a_move_passes_the_place_of_i8(watched):
+    watched.page(THP).index = watched.page(THP).index + 8
+    with pytest.raises(KernelBug, match="^I8: huge page mapped at another place"):
+        sys_mremap(watched.cpu, THP, HUGE, HUGE, NEW)
