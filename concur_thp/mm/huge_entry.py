@@ -71,6 +71,16 @@ def pmd_modify(pmd: int, prot: int):
 
 
 @inline
+def savedwrite(entry: int, prot_numa: int):
+    """What a NUMA hint leaves of the rights: a protnone entry keeps RW, so that the hinting fault can give it back.
+
+    It has to: hints come under mmap_sem read. A COW that copies without the ptl takes a read-only entry of the same page for
+    proof that nobody has written to it meanwhile; nothing else under mmap_sem read makes a writable entry read-only in place.
+    """
+    return entry & _PAGE_RW if prot_numa else 0
+
+
+@inline
 def alloc_hugepage_direct_gfpmask(vma: Vma):
     """How hard a fault tries for a huge page: the table of 3.34."""
     madvised = vma.vm_flags & VM_HUGEPAGE != 0

@@ -14,7 +14,7 @@ from concur_thp.arch.points import Point
 from concur_thp.arch.trace import Tracepoint, trace
 from concur_thp.config import HPAGE_PMD_MASK, HPAGE_PMD_NR, HPAGE_PMD_SIZE
 from concur_thp.mm.filemap import mm_counter_file
-from concur_thp.mm.huge_entry import is_huge_zero_pmd, pmd_modify, vma_is_anonymous
+from concur_thp.mm.huge_entry import is_huge_zero_pmd, pmd_modify, savedwrite, vma_is_anonymous
 from concur_thp.mm.huge_fault import do_huge_pmd_anonymous_page, huge_pmd_set_accessed
 from concur_thp.mm.huge_move import copy_huge_pmd, move_huge_pmd
 from concur_thp.mm.huge_split_pmd import (
@@ -97,16 +97,16 @@ def zap_huge_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int):
 
 
 @kernel
-def change_huge_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, newprot: int):
-    """Give a huge pmd the protection `newprot` (vma_prot_bits), keeping Accessed and Dirty.
+def change_huge_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, newprot: int, prot_numa: int):
+    """Give a huge pmd the protection `newprot` (vma_prot_bits), keeping Accessed and Dirty; for a NUMA hint also RW.
 
     The pmd never passes through none: DONTNEED on another CPU, which looks without the lock, would skip it and the old
     data would survive (X10).
 
-    Context: mmap_sem write, the caller has raised tlb_flush_pending; takes the pmd ptl, flushes under it.
+    Context: mmap_sem write, for a hint read; the caller has raised tlb_flush_pending; takes the pmd ptl, flushes under it.
     Return: 0 when it was no longer huge; 1 when there was no translation to flush; else HPAGE_PMD_NR.
     Linux: mm/huge_memory.c change_huge_pmd
-    Differs: no NUMA hints (prot_numa).
+    Differs: a hint is given to the huge zero page too, and to a pmd that has one.
     """
     if not pmd_trans_huge_lock(cpu, pmd):
         return 0
@@ -118,11 +118,11 @@ def change_huge_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, newprot: int):
         if pte_write(old):
             set_entry(pmd, old & ~_PAGE_RW)
     else:
-        entry = pmd_modify(pmdp_invalidate(cpu, mms[vma.vm_mm], addr, pmd), newprot)
+        entry = pmd_modify(pmdp_invalidate(cpu, mms[vma.vm_mm], addr, pmd), newprot) | savedwrite(old, prot_numa)
         point(cpu, Point.MPROTECT_INVALIDATED)
         # A private page becomes writable by a fault only: somebody else may map it (3.6).
-        bug_on(cpu, vma_is_anonymous(vma) and pte_write(entry), "mprotect made an anon pmd writable (value: pmd)",
-               entry, addr)
+        bug_on(cpu, vma_is_anonymous(vma) and not prot_numa and pte_write(entry),
+               "mprotect made an anon pmd writable (value: pmd)", entry, addr)
         set_entry(pmd, entry)
         check_point_with(cpu, Point.HUGE_PMD_SET, vma, addr)
         changed = HPAGE_PMD_NR

@@ -12,7 +12,7 @@ from concur_thp.mm.copy import copy_page_range
 from concur_thp.mm.fault import do_anonymous_page, do_fault
 from concur_thp.mm.flags import FAULT_FLAG_WRITE, VM_ACCESS, VM_FAULT_FALLBACK, VM_FAULT_OOM
 from concur_thp.mm.free_pgtables import free_pgtables
-from concur_thp.mm.huge_entry import pmd_modify, vma_is_anonymous
+from concur_thp.mm.huge_entry import pmd_modify, savedwrite, vma_is_anonymous
 from concur_thp.mm.huge_memory import (
     do_huge_pmd_anonymous_page,
     do_huge_pmd_wp_page,
@@ -117,12 +117,12 @@ def do_huge_pmd_numa_page(cpu: Cpu, vma: Vma, pmd: Entry, orig_pmd: int):
     Context: mmap_sem read. Takes the pmd ptl.
     Return: 0.
     Linux: mm/huge_memory.c do_huge_pmd_numa_page
-    Differs: one node, so there is nowhere to migrate to.
+    Differs: one node, so there is nowhere to migrate to, and no page lock: it would keep others from migrating the page.
     """
     ptl = pmd_lockptr(pmd)
     spin_lock(cpu, ptl)
     if pmd.val.read() == orig_pmd:
-        set_entry(pmd, pmd_modify(orig_pmd, vma_prot_bits(vma)) | _PAGE_ACCESSED)
+        set_entry(pmd, pmd_modify(orig_pmd, vma_prot_bits(vma)) | _PAGE_ACCESSED | savedwrite(orig_pmd, 1))
     spin_unlock(cpu, ptl)
     return 0
 
@@ -156,7 +156,8 @@ def handle_pte_fault(cpu: Cpu, vma: Vma, addr: int, flags: int, pmd: Entry):
         return 0
     entry = orig_pte
     if entry & _PAGE_PROTNONE != 0 and vma_is_accessible(vma):
-        set_entry(pte, pmd_modify(entry, vma_prot_bits(vma)) | _PAGE_ACCESSED)  # do_numa_page
+        # do_numa_page
+        set_entry(pte, pmd_modify(entry, vma_prot_bits(vma)) | _PAGE_ACCESSED | savedwrite(entry, 1))
     elif flags & FAULT_FLAG_WRITE:
         if not pte_write(entry):
             return do_wp_page(cpu, vma, addr, pmd, orig_pte)  # Releases the ptl.

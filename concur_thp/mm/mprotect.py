@@ -18,7 +18,7 @@ from concur_thp.mm.flags import (
     VM_SHARED,
     VM_WRITE,
 )
-from concur_thp.mm.huge_entry import PROTECTION
+from concur_thp.mm.huge_entry import PROTECTION, savedwrite
 from concur_thp.mm.huge_memory import __split_huge_pmd, change_huge_pmd
 from concur_thp.mm.huge_split_pmd import split_if_unaware
 from concur_thp.mm.mm_types import Entry, Mm, Page, Vma, mms
@@ -58,12 +58,12 @@ def pte_modify(pte: int, newprot: int):
 
 
 @inline
-def change_pte(pte: Entry, newprot: int):
+def change_pte(pte: Entry, newprot: int, prot_numa: int):
     """One entry, pte ptl held. Returns 1 when it changed."""
     old = pte.val.load()
     if pte_present(old):
         # Down and up again under the ptl: from the exchange on hardware cannot set a bit in the old value (1.4).
-        set_entry(pte, pte_modify(get_and_clear(pte), newprot))
+        set_entry(pte, pte_modify(get_and_clear(pte), newprot) | savedwrite(old, prot_numa))
         return 1
     if is_migration_entry(old) and pte_write(old):
         set_entry(pte, old & ~_PAGE_RW)
@@ -72,13 +72,14 @@ def change_pte(pte: Entry, newprot: int):
 
 
 @kernel
-def change_pte_range(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, end: int, newprot: int):
+def change_pte_range(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, end: int, newprot: int, prot_numa: int):
     """The ptes of one table.
 
     Context: mmap_sem; takes the pte ptl. The caller flushes.
     Return: entries changed.
     Linux: mm/mprotect.c change_pte_range
-    Differs: no NUMA hints; no file system that wants to be told of writes (dirty_accountable).
+    Differs: a hint is given to zero pages too, and to entries that have one; no file system that wants to be told of writes
+    (dirty_accountable).
     """
     if pmd_trans_unstable(pmd):
         return 0
@@ -88,14 +89,14 @@ def change_pte_range(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, end: int, newpro
     spin_lock(cpu, ptl)
     flush_tlb_batched_pending(cpu, mms[vma.vm_mm])
     while addr < end:
-        pages += change_pte(pte_offset(table, addr), newprot)
+        pages += change_pte(pte_offset(table, addr), newprot, prot_numa)
         addr += PAGE_SIZE
     spin_unlock(cpu, ptl)
     return pages
 
 
 @inline
-def change_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, end: int, newprot: int):
+def change_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, end: int, newprot: int, prot_numa: int):
     """What one pmd covers of the range. Returns the pages changed."""
     split_if_unaware(cpu, vma, pmd, addr)
     old = pmd.val.load()
@@ -105,18 +106,18 @@ def change_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, end: int, newprot: int
         if end - addr != HPAGE_PMD_SIZE:
             __split_huge_pmd(cpu, vma, pmd, addr, 0, Page(0))
         else:
-            changed = change_huge_pmd(cpu, vma, pmd, addr, newprot)
+            changed = change_huge_pmd(cpu, vma, pmd, addr, newprot, prot_numa)
             if changed != 0:
                 return changed if changed == HPAGE_PMD_NR else 0
         # Not huge any more (R19), or just split: the ptes, if there are any.
-    return change_pte_range(cpu, vma, pmd, addr, end, newprot)
+    return change_pte_range(cpu, vma, pmd, addr, end, newprot, prot_numa)
 
 
 @kernel
-def change_protection(cpu: Cpu, vma: Vma, start: int, end: int, newprot: int):
-    """Give every entry of a range the rights `newprot` (_PAGE_* bits).
+def change_protection(cpu: Cpu, vma: Vma, start: int, end: int, newprot: int, prot_numa: int):
+    """Give every entry of a range the rights `newprot` (_PAGE_* bits); `prot_numa`: for a NUMA hint, that is, for a while.
 
-    Context: mmap_sem write. Takes ptls, flushes.
+    Context: mmap_sem write, for a hint read. Takes ptls, flushes.
     Return: pages changed.
     Linux: mm/mprotect.c change_protection_range
     """
@@ -130,7 +131,7 @@ def change_protection(cpu: Cpu, vma: Vma, start: int, end: int, newprot: int):
     addr = next_pmd_table(mm, start, end)
     while addr < end:
         next = pmd_addr_end(addr, end)
-        pages += change_pmd(cpu, vma, mm_pmd(mm, addr), addr, next, newprot)
+        pages += change_pmd(cpu, vma, mm_pmd(mm, addr), addr, next, newprot, prot_numa)
         addr = next_pmd_table(mm, next, end)
     if pages != 0:
         flush_tlb_mm_range(cpu, mm.id, start, end)
@@ -167,7 +168,7 @@ def mprotect_fixup(cpu: Cpu, vma: Vma, prev: Vma, start: int, end: int, newflags
             return -ENOMEM
     # From here on faults would use the new rights, if mmap_sem let them.
     vma.vm_flags = newflags
-    change_protection(cpu, vma, start, end, vma_prot_bits(vma))
+    change_protection(cpu, vma, start, end, vma_prot_bits(vma), 0)
     # Locked memory takes no fault that could be avoided: what was populated to be read gets its own pages now.
     if oldflags & (VM_WRITE | VM_SHARED | VM_LOCKED) == VM_LOCKED and newflags & VM_WRITE != 0:
         populate_vma_page_range(cpu, vma, start, end)

@@ -33,7 +33,7 @@ def change_prot_numa(cpu: Cpu, addr: int, length: int):
     vma = find_vma(mm, addr)
     while vma and vma.vm_start < end:
         if vma_is_anonymous(vma) and vma.vm_flags & VM_ACCESS != 0:
-            pages += change_protection(cpu, vma, max(addr, vma.vm_start), min(end, vma.vm_end), _PAGE_PROTNONE)
+            pages += change_protection(cpu, vma, max(addr, vma.vm_start), min(end, vma.vm_end), _PAGE_PROTNONE, 1)
         vma = vma_next(mm, vma)
     up_read(cpu, mm.mmap_sem)
     return pages

@@ -111,7 +111,7 @@ RULES = (
          At("__do_huge_pmd_anonymous_page", "if pmd.val.load() != 0"),
          At("do_anonymous_page", "if not pte_none(pte.val.read())"),
          At("do_huge_pmd_wp_page_fallback", "if pmd.val.load() != orig_pmd"),
-         At("wp_huge_reuse", "if pmd.val.load() != orig_pmd #2")),
+         At("wp_huge_reuse", "if pmd.val.load() != orig_pmd #2"), At("savedwrite", "return ...")),
         ("Q4", "Q5", "Q19"),
         (
             Variant("X7a", "a huge copy is mapped whatever the pmd has become",
@@ -133,6 +133,9 @@ RULES = (
             Variant("X7f", "a fault that slept for the page lock does not look at the pmd again",
                     (Force("wp_huge_reuse", "if pmd.val.load() != orig_pmd #2", False),), "cow_vs_dontneed_locked",
                     ("Q4", "Q5", "Q8", "Q19", "crash"), ("2 mms",)),
+            Variant("X7g", "a hinting fault does not give the write bit back: the pmd is what it was, the page is not",
+                    (Replace("savedwrite", "return ...", "return 0"),), "cow_vs_reuse_and_hint", ("Q19", "outcome"),
+                    ("2 mms", "3 cpus")),
         ),
     ),
     Rule(
@@ -180,11 +183,11 @@ RULES = (
                             " survives",
                     (Rewrite("make_pmd_lazyfree", "entry = ...", "pmdp_invalidate(cpu, mm, addr, pmd)",
                              "pmdp_huge_clear_flush(cpu, mm, addr, pmd)"),), "lazyfree_vs_dontneed", ("Q19", "outcome")),
-            Variant("X10b", "mprotect takes the pmd down before it sets it anew: here its mmap_sem write keeps DONTNEED out,"
-                            " and rmap"
-                    " walks take what they miss for busy",
+            Variant("X10b", "a NUMA hint takes the pmd down before it sets it anew: DONTNEED passes over it, and the data"
+                            " survives",
                     (Rewrite("change_huge_pmd", "entry = ...", "pmdp_invalidate(cpu, mms[vma.vm_mm], addr, pmd)",
-                             "pmdp_huge_clear_flush(cpu, mms[vma.vm_mm], addr, pmd)"),), "dontneed_vs_mprotect", ("none",)),
+                             "pmdp_huge_clear_flush(cpu, mms[vma.vm_mm], addr, pmd)"),), "dontneed_vs_hint",
+                    ("Q19", "outcome")),
         ),
     ),
     Rule(

@@ -44,6 +44,21 @@ COW_VS_REUSE_SMALL = Scenario(
     ("enter 0; store 3 7", "enter 0; a: load 3; b: load 3; c: load 3", "enter 1; store 3 9"),
     "enter 0; third: load 3; enter 1; same_third: load 3",
     (Outcome("each has its own", a=(0, {103, 7}), b=(0, {103, 7}), c=(0, {103, 7}), third=(0, 7), same_third=(0, 9)),))
+COW_VS_REUSE_AND_HINT = Scenario(
+    "cow_vs_reuse_and_hint", "a store copies a shared huge page; meanwhile the child gives it up, another thread of the parent"
+                             " stores into it, and NUMA balancing takes its rights and gives them back", (8,), ("X7",), SHARED,
+    ("enter 0; store 3 7", "enter 0; store 5 9; hinted: hint 0 1h; own: load 5", "enter 1; unmap 0 1h"),
+    "enter 0; third: load 3; fifth: load 5; sixth: load 6",
+    (Outcome("nothing that was stored is lost", hinted={0, "1h"}, own=(0, 9), third=(0, 7), fifth=(0, 9), sixth=(0, 106)),))
+COW_VS_REUSE_AND_HINT_SMALL = Scenario(
+    "cow_vs_reuse_and_hint_small", "the same, of a small page", (8,), ("X7",), SMALL + "fork 1\n",
+    ("enter 0; store 3 7", "enter 0; store 3 9; hinted: hint 3 1; own: load 3", "enter 1; unmap 3 1"),
+    "enter 0; third: load 3; fifth: load 5",
+    (Outcome("one store after the other", hinted={0, 1}, own=(0, {7, 9}), third=(0, {7, 9}), fifth=(0, 105)),))
+DONTNEED_VS_HINT = Scenario(
+    "dontneed_vs_hint", "a huge page is thrown away while NUMA balancing takes its rights", (4,), ("X10",), HUGE,
+    ("enter 0; advise 0 1h dontneed; own: count 0 1h 100", "enter 0; hinted: hint 0 1h"), "enter 0; old: count 0 1h 100",
+    (Outcome("nothing survives", own=(0, "1h"), hinted={0, "1h"}, old=(0, "1h")),))
 
 FAULT_WITHOUT_HUGE_PAGES = Scenario(
     "fault_without_huge_pages", "a store where no huge page is left", (), ("R2",), "new 0; enter 0\n" + SHORT,
@@ -218,8 +233,8 @@ REUSE_VS_SWAP_IN = Scenario(
     (Outcome("each has its own", out={0, 1, EBUSY}, own=(0, 7), mine=(0, 9), third=(0, 7), same_third=(0, 9)),), swap=True)
 
 SCENARIOS = (
-    COW_VS_DONTNEED, COW_VS_DONTNEED_SMALL, COW_VS_DONTNEED_LOCKED, COW_VS_REUSE, COW_VS_REUSE_SMALL, FAULT_WITHOUT_HUGE_PAGES,
-    COW_WITHOUT_HUGE_PAGES,
+    COW_VS_DONTNEED, COW_VS_DONTNEED_SMALL, COW_VS_DONTNEED_LOCKED, COW_VS_REUSE, COW_VS_REUSE_SMALL, COW_VS_REUSE_AND_HINT,
+    COW_VS_REUSE_AND_HINT_SMALL, DONTNEED_VS_HINT, FAULT_WITHOUT_HUGE_PAGES, COW_WITHOUT_HUGE_PAGES,
     COW_WITHOUT_PAGES, COW_VS_DONTNEED_WITHOUT_HUGE_PAGES, ZERO_WITHOUT_HUGE_PAGES, FAULT_SMALL_VS_FAULT, FAULT_VS_FAULT_SMALL,
     COLLAPSE_VS_REMAP,
     ZERO_VS_ZERO, MREMAP_HUGE_VS_SPLIT, MREMAP_BACK_VS_SPLIT, DONTNEED_VS_DONTNEED_WHOLE, MIGRATE_VS_PARTIAL_DONTNEED,

@@ -5,7 +5,7 @@ import pytest
 from concur_thp.arch.cpu import cpus
 from concur_thp.check.audit import audit
 from concur_thp.mm.mm_types import mms, percpu
-from concur_thp.mm.pgtable import _PAGE_PRESENT, _PAGE_PROTNONE, mm_pmd, pte_offset
+from concur_thp.mm.pgtable import _PAGE_PRESENT, _PAGE_PROTNONE, mm_pmd, pte_offset, pte_write
 from concur_thp.program.hinting import change_prot_numa
 
 
@@ -31,6 +31,28 @@ def test_huge_and_small_entries_and_holes(inside):
         assert entry & (_PAGE_PROTNONE | _PAGE_PRESENT) == _PAGE_PROTNONE
     assert not audit(machine.config).violations
     assert (cpu.load(at), cpu.load(at + 32768)) == (1, 2)
+
+
+def test_the_next_access_gets_all_rights_back(inside):
+    """Or a copy on write on another CPU takes an entry that was written through meanwhile for one that was not."""
+    cpu, at, machine = inside
+    cpu.store(at, 1)
+    cpu.madvise(at + 32768, "32K", "nohuge")
+    cpu.store(at + 32768, 2)
+    mm = mms[percpu[0].mm]
+
+    def entries():
+        return mm_pmd(mm, at).val.load(), pte_offset(mm_pmd(mm, at + 32768).val.load(), at + 32768).val.load()
+
+    before = entries()
+    assert all(pte_write(entry) for entry in before)
+    assert cpu.step("hint 0 2h") == (9, 0)
+    assert (cpu.load(at), cpu.load(at + 32768)) == (1, 2)
+    assert entries() == before
+    assert cpu.step("hint 0 2h") == (9, 0)
+    cpu.mprotect(at, "64K", "ro")
+    assert not any(pte_write(entry) for entry in entries()), "mprotect() takes what the hint has left"
+    assert not audit(machine.config).violations
 
 
 def test_memory_without_rights_and_no_mm(inside):

@@ -7,7 +7,7 @@ from stress.breaking.hunt import Hunted
 from stress.breaking.main import line, status, total, whole
 from stress.exploring.job import Failure
 
-AIMED, EQUIVALENT = "R19a", "X10b"
+AIMED, EQUIVALENT = "R19a", "K19f"
 KILLED = "a cell was ended by SIGKILL, which no run does by itself"
 
 
