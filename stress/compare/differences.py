@@ -91,6 +91,13 @@ def _reuse_behind_three(s: Situation) -> bool:
     return s.ours.events["wp_reuse"] > 0 and "t" in s.before and _had_three(s)
 
 
+def _reuse_in_part(s: Situation) -> bool:
+    """A write fault found its page its own alone, and the other side had one page more to queue: it copied."""
+    name = "thp_deferred_split_page"
+    return (s.ours.events["wp_reuse"] > 0 and "t" in s.before and len(s.ours.looks) > 1
+            and s.theirs.counter(name) > s.ours.counter(name))
+
+
 def _zero_filled_split(s: Situation) -> bool:
     return _split_page(s) and s.at > 0 and s.emulator[s.at - 1].events["empty"] > 0
 
@@ -226,6 +233,11 @@ DIFFERENCES: tuple[Difference, ...] = (
                " support for PTE-mapped THP\"), and two owners are tracked (6af8cb80d3a9 \"mm/rmap: basic MM owner tracking for"
                " large folios\"): behind a third it counts as shared. A copy leaves it mapped in part: D+1",
                _reuse_behind_three, ("AnonHugePages", "Shared", "Private", *COUNTERS), lasts=IN_BLOCK),
+    Difference("in-part", "a write to a small page that nobody else maps, of a huge page that others map too: v4.20 reuses it",
+               "v4.20 reuse_swap_page() counts the mappings of the page; wp_can_reuse_anon_folio() asks whether all of a large"
+               " folio is one mm's (1da190f4d0a6, see owners), and copies. That leaves it mapped in part, D+1; nothing else"
+               " tells the two",
+               _reuse_in_part, ("AnonHugePages", "Shared", "Private", *COUNTERS), lasts=IN_BLOCK),
     Difference("free-shared", "MADV_FREE of a page that is its own, in a huge page that others map too: now left alone",
                "v4.20 madvise_free_huge_pmd() and madvise_free_pte_range() ask page_mapcount() of one page, and split; they ask"
                " of the whole folio since 98b211d6415f (\"madvise: convert madvise_free_pte_range() to use a folio\", v6.1), by"

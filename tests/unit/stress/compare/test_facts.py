@@ -153,3 +153,14 @@ def test_what_a_collapse_returns_counts_where_both_had_the_same_small_pages(doub
     ours, theirs = ([*before, seen(result, look, "s...")] for result in (-11, 0))
     verdict = compare(parse("0 store 0 512; 0 store 1 1; 0 collapse 0 512"), ours, theirs, frozenset({"result"}))
     assert verdict.agree == doubted and verdict.skipped["result", "collapse-error"] == doubted
+
+
+@pytest.mark.parametrize("tasks, reused, agrees", [(2, 1, True), (1, 1, False), (2, 0, False)])
+def test_a_page_of_ones_own_in_a_huge_page_of_two_is_copied_there(tasks, reused, agrees):
+    looks = dict.fromkeys(range(tasks), LOOK)
+    before = seen(blocks="t...")._replace(looks=looks)
+    ours, theirs = (seen(1, LOOK, "t...", {"wp_reuse": reused}, thp_deferred_split_page=more)._replace(looks=looks)
+                    for more in (0, 1))
+    verdict = compare(parse("0 store 0 1; 0 store 1 1"), [before, ours], [before, theirs])
+    assert verdict.agree == agrees and (verdict.skipped["D", "in-part"] == 1) == agrees
+    assert not compare(parse("0 store 0 1; 0 store 1 1"), [before, theirs], [before, ours]).agree, "it is we who reuse it"
