@@ -41,6 +41,7 @@ from concur_thp.mm.pgtable_generic import ptep_clear_flush
 from concur_thp.mm.pte import mk_pte, vm_normal_page
 from concur_thp.mm.rmap import (
     page_add_new_anon_rmap,
+    page_mapcount,
     page_move_anon_rmap,
     page_remove_rmap,
 )
@@ -166,6 +167,7 @@ def wp_page_copy(cpu: Cpu, vma: Vma, addr: int, pmd: Entry, orig_pte: int, old_p
     it.
     Return: VM_FAULT_WRITE: done; 0: the pte changed, look anew; VM_FAULT_OOM.
     Linux: mm/memory.c wp_page_copy
+    Differs: copies once more, behind the flush, what may have been written to meanwhile (K21).
     """
     new_page = wp_new_page(cpu, vma, old_page)
     if not new_page:
@@ -188,6 +190,8 @@ def wp_page_copy(cpu: Cpu, vma: Vma, addr: int, pmd: Entry, orig_pte: int, old_p
     count_copied_page(vma, old_page)
     ptep_clear_flush(cpu, mms[vma.vm_mm], addr, pte)
     point(cpu, Point.WP_PTE_FLUSHED)
+    if old_page and may_have_been_reused(old_page):
+        copy_page(new_page, old_page)
     page_add_new_anon_rmap(cpu, new_page, vma, addr, 0)
     lru_cache_add_active_or_unevictable(cpu, new_page, vma)
     set_entry(pte, maybe_mkwrite(mk_pte(new_page, vma) | _PAGE_DIRTY, vma))
@@ -200,6 +204,18 @@ def wp_page_copy(cpu: Cpu, vma: Vma, addr: int, pmd: Entry, orig_pte: int, old_p
         put_page(cpu, old_page)
     count_vm_event(cpu, Stat.wp_copy)
     return VM_FAULT_WRITE
+
+
+@inline
+def may_have_been_reused(old_page: Page):
+    """Nobody else maps the anon page any more; pte ptl held, pte down and flushed.
+
+    That the pte is what it was does not prove that the page is (K21). When the other mm let go of it, another thread of
+    ours could take it for its own and write; and reclaim and the next load bring back a pte as read-only and clean as before.
+    Since then nobody can have come to map it: fork waits for our mmap_sem. So where somebody does map it, nobody has written.
+    A part of a THP is always copied: what is left of a pmd mapping may still be in its count for a moment.
+    """
+    return PageAnon(old_page) and (PageCompound(old_page) or page_mapcount(old_page) == 1)
 
 
 @inline

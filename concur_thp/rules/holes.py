@@ -125,4 +125,10 @@ RULES = (
                     ("outcome", "I16", "Q19"), ("3 cpus", "swap")),
         ),
     ),
+    Rule(
+        "K21", "A copy on write does not take an unchanged pte for proof that the page has not changed while it was copied.",
+        V420, "3.7.3, DECISIONS.md", (At("wp_page_copy", "copy_page(...)"),), ("Q19",),
+        out_of_scope="two threads write different words of one page; what programs store is its first word."
+        " tests/litmus/test_cow_vs_reuse.py holds it",
+    ),
 )
