@@ -5,15 +5,13 @@ are left out and show up as violations of the law they belong to.
 """
 
 import functools
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from concur_thp.check.pins import declared_pins
+from concur_thp.check.facts_pages import PageFacts
 from concur_thp.check.views import Column, Lists, chain, column, follow, raw, view
 from concur_thp.check.walk import Entries, PageTables, present, walk
-from concur_thp.config import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGE_SHIFT, MachineConfig
+from concur_thp.config import PAGE_SHIFT
 from concur_thp.mm.mm_types import (
     NIL,
     POOL_FILE,
@@ -21,15 +19,11 @@ from concur_thp.mm.mm_types import (
     avcs,
     cache_slots,
     files,
-    mem_map,
     mms,
-    percpu,
-    pgdat,
     pools,
     vma_slots,
     vmas,
 )
-from concur_thp.mm.page_flags import PG_head
 from concur_thp.mm.pgtable import _PAGE_SPECIAL, _PAGE_SWAP
 from concur_thp.mm.slab import INDEX
 from concur_thp.mm.swap_state import swap_cache_slots
@@ -38,85 +32,8 @@ ADDRESS_BITS = 47
 """An mm and an address in one sortable number: mm << ADDRESS_BITS | address."""
 
 
-class Facts:
-    """A machine at rest. Properties are computed when first asked for."""
-
-    def __init__(self, config: MachineConfig, pins: Mapping[int, int] | None = None, expect_empty: bool = False):
-        self.config = config
-        self.pins = declared_pins()
-        """References that programs and the harness itself hold: pfn -> number."""
-        for pfn, count in (pins or {}).items():
-            self.pins[pfn] = self.pins.get(pfn, 0) + count
-        self.expect_empty = expect_empty
-        self.memo: dict[str, Any] = {}
-        """What laws share that is not here."""
-        self.frames = config.frames
-        self.nr = int(HPAGE_PMD_NR)
-        self.order = int(HPAGE_PMD_ORDER)
-        self.page = view(mem_map, config.frames)
-        self.pgdat = view(pgdat)[0]
-        self.percpu = view(percpu, config.cpus)
-
-    @functools.cached_property
-    def flags(self) -> Column:
-        return column(self.page, "flags")
-
-    @functools.cached_property
-    def refcount(self) -> Column:
-        return column(self.page, "_refcount")
-
-    @functools.cached_property
-    def mapcount(self) -> Column:
-        return column(self.page, "_mapcount")
-
-    @functools.cached_property
-    def mapping(self) -> Column:
-        return column(self.page, "mapping")
-
-    @functools.cached_property
-    def index(self) -> Column:
-        return column(self.page, "index")
-
-    @functools.cached_property
-    def page_type(self) -> Column:
-        return column(self.page, "page_type")
-
-    @functools.cached_property
-    def lru_next(self) -> list[int]:
-        """As a Python list: lists are followed one by one."""
-        found: list[int] = column(self.page, "lru_next").tolist()
-        return found
-
-    @functools.cached_property
-    def compound_head(self) -> Column:
-        return column(self.page, "compound_head")
-
-    @functools.cached_property
-    def is_tail(self) -> Column:
-        return (self.compound_head & 1) != 0
-
-    @functools.cached_property
-    def heads(self) -> Column:
-        """Frames with PG_head whose block fits into memory."""
-        found = np.flatnonzero(self.has(PG_head))
-        return found[(found + self.nr <= self.frames)]
-
-    @functools.cached_property
-    def head_of(self) -> Column:
-        """Each frame's head; its own number for what is no tail, or whose head is out of range."""
-        own = np.arange(self.frames)
-        head = self.compound_head.astype(np.int64) >> 1
-        return np.where(self.is_tail & (head >= 0) & (head < self.frames), head, own)
-
-    def has(self, flag: int) -> Column:
-        """Which frames have a PG_* flag in their own word."""
-        found: Column = (self.flags >> flag) & 1 != 0
-        return found
-
-    def subpages(self, heads: Column) -> Column:
-        """The frames of each head's block, as rows."""
-        rows: Column = heads[:, None] + np.arange(self.nr)[None, :]
-        return rows
+class Facts(PageFacts):
+    """A machine at rest: its frames, and what refers to them."""
 
     # --- mms and their tables
 
@@ -139,14 +56,14 @@ class Facts:
     def pte(self) -> Entries:
         """Present ptes that map a page of their own (no small zero page), to a frame that exists."""
         found = self.walked.pte
-        good = present(found.val) & ((found.val & _PAGE_SPECIAL) == 0) & self._inside(found.pfn)
+        good = present(found.val) & ((found.val & _PAGE_SPECIAL) == 0) & self.inside(found.pfn)
         return found.where(good)
 
     @functools.cached_property
     def huge(self) -> Entries:
         """Present huge pmds, the huge zero page included, whose frame exists."""
         found = self.walked.pmd
-        return found.where(present(found.val) & self._inside(found.pfn))
+        return found.where(present(found.val) & self.inside(found.pfn))
 
     @functools.cached_property
     def thp(self) -> Entries:
@@ -165,20 +82,8 @@ class Facts:
         slots = raw(int(swap_cache_slots.base), 4 * max(self.config.swap_slots, 1)).view(np.int32)
         filled = np.flatnonzero(slots)
         pfn = slots[filled].astype(np.int64) - 1
-        good = self._inside(pfn)
+        good = self.inside(pfn)
         return filled[good], pfn[good]
-
-    def _inside(self, pfn: Column) -> Column:
-        found: Column = (pfn >= 0) & (pfn < self.frames)
-        return found
-
-    @property
-    def huge_zero_pfn(self) -> int:
-        return int(self.pgdat["huge_zero_page"])
-
-    @property
-    def zero_pfn(self) -> int:
-        return int(self.pgdat["zero_pfn"])
 
     @functools.cached_property
     def pte_maps(self) -> Column:
@@ -319,5 +224,5 @@ class Facts:
             filled = np.flatnonzero(slots)
             rows.append(np.stack([np.full(len(filled), number), filled, slots[filled].astype(np.int64) - 1]))
         data = np.concatenate([np.zeros((3, 0), np.int64), *rows], axis=1)
-        good = self._inside(data[2])
+        good = self.inside(data[2])
         return data[0][good], data[1][good], data[2][good]

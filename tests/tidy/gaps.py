@@ -19,7 +19,7 @@ NO_TEST_YET = {
     """,
     "check": """
         audit audit_counts audit_frames audit_lists audit_misc audit_rmap audit_tables audit_tlb clock events
-        facts free_lists lock_names oracle pins report views walk
+        free_lists lock_names oracle pins report views walk
     """,
     "sched": """
         accesses control draw processes reversals runs touches words

@@ -5,13 +5,13 @@ import random
 import pytest
 
 from concur_thp.arch.bug import bug
-from concur_thp.arch.cpu import CpuState, cpus
+from concur_thp.arch.cpu import cpus
 from concur_thp.arch.linker import interpreted
 from concur_thp.arch.system import system
-from concur_thp.check.dump import dump_cpu, dump_locks, dump_machine, dump_mm, dump_page, report_text
+from concur_thp.check.dump import dump_locks, dump_machine, dump_mm, dump_page, report_text
 from concur_thp.check.events import page_events, ring_events
 from concur_thp.check.facts import Facts
-from concur_thp.check.lock_names import holders, lock_name, wait_cycle
+from concur_thp.check.lock_names import holders, lock_name
 from concur_thp.check.views import raw
 from concur_thp.errors import KernelBug
 from concur_thp.mm.mm_slots import khugepaged_scan
@@ -20,7 +20,6 @@ from concur_thp.mm.page_lock import lock_page
 from concur_thp.mm.syscall import sys_mprotect
 from concur_thp.mm.vma_tree import find_vma
 from concur_thp.sync.lock_classes import CLASS_ID
-from concur_thp.sync.rwsem import down_read, down_write
 from concur_thp.sync.spinlock import spin_lock
 
 HOLES, PAGE, SMALL, THP, HUGE = 0x90000, 4096, 0x101000, 0x80000, 0x8000
@@ -57,18 +56,6 @@ def test_locks_have_the_names_of_what_they_belong_to(scene):
     assert "outside" in lock_name(scene.config, 1 << 50)
 
 
-def test_cpu_shows_where_it_is_what_it_holds_and_who_it_waits_for(scene):
-    down_read(scene.cpu, scene.mm.mmap_sem)
-    lock_page(scene.cpu, scene.page(SMALL))
-    spin_lock(scene.cpu, khugepaged_scan.lock)
-    waits_for(scene.other, scene.mm.mmap_sem, "mmap_sem")
-    text = dump_cpu(scene.config, 0)
-    assert "cpu 0" in text and "RUNNING" in text and "mm 1" in text
-    assert "holds mmap_sem of mm 1, read > khugepaged_mm_lock > 1 page locks: pfn" in text
-    assert "waits for mmap_sem of mm 1, held by cpu 0" in dump_cpu(scene.config, 1)
-    assert dump_locks(scene.config).count("mmap_sem of mm 1") == 2
-
-
 def test_holders_by_kind_of_lock(scene):
     lock_page(scene.cpu, scene.page(SMALL))
     assert holders(scene.config, offset(scene.page(SMALL))) == [0]
@@ -76,17 +63,6 @@ def test_holders_by_kind_of_lock(scene):
     assert holders(scene.config, offset(khugepaged_scan.lock)) == [1]
     assert holders(scene.config, offset(scene.mm.mmap_sem)) == []
     assert holders(scene.config, 1 << 50) == []
-
-
-def test_deadlock_is_shown_as_a_circle(scene):
-    child = scene.fork()
-    down_write(scene.cpu, scene.mm.mmap_sem)
-    down_write(scene.other, child.mmap_sem)
-    waits_for(scene.cpu, child.mmap_sem, "mmap_sem")
-    assert wait_cycle(scene.config) == []
-    waits_for(scene.other, scene.mm.mmap_sem, "mmap_sem")
-    assert wait_cycle(scene.config) == [0, 1]
-    assert "deadlock: cpu 0 -> cpu 1 -> cpu 0" in report_text(scene.config)
 
 
 def test_page_of_every_kind(scene):
@@ -141,10 +117,3 @@ def test_garbage_does_not_stop_a_dump(scene, seed):
     for n in range(3, 40):
         assert report_text(scene.config, pfn=n)
     assert dump_machine(scene.config) and dump_locks(scene.config) and dump_mm(scene.config, 1)
-
-
-def test_state_of_a_parked_cpu(scene):
-    scene.other.state.store(int(CpuState.PARKED))
-    assert "PARKED" in dump_cpu(scene.config, 1)
-    scene.other.state.store(17)
-    assert "17" in dump_cpu(scene.config, 1)
