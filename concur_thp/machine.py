@@ -177,7 +177,8 @@ class Machine:
         """Run the programs again and again, one CPU at a time, in schedules of a strategy. The machine stays as it is.
 
         strategy="pct", depth=3, schedules=1000, seconds=0 (no limit), seed=1, checks=0, bound=100_000, shrink_seconds=5.0,
-        cells=0 (one on each core), token=None (replay this instead). stress/programs/engine.py says what comes back.
+        cells=0 (one on each core), token=None (replay this instead), check=None, check_determinism=False (each schedule twice).
+        stress/programs/engine.py says what comes back.
         """
         result: Result = engine("explore")(self, self.programs, **options)
         return result

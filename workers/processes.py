@@ -32,6 +32,9 @@ _HEAD = struct.Struct("iii")
 class ControlledProcesses(Controlled):
     """The machine of this process, run one CPU at a time, each a process that runs one of the bodies. close() it."""
 
+    repeats = 2
+    """A run that ended in the middle of something leaves CPU processes that cannot begin another."""
+
     def __init__(self, machine: Machine, bodies: Sequence[Body]):
         super().__init__(machine, len(bodies), runs.control_body)
         redirect(control.let_go, processes.process_let_go)

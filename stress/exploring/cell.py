@@ -104,8 +104,7 @@ class Cell:
             ran = self.controlled.run(at, min(SLICE, first + schedules - at))
             at += ran
             if not self.controlled.complete:
-                self._same_again()
-                failure = self.judge(full=batch.seed % self.job.audits == 0)
+                failure = self._same_again() or self.judge(full=batch.seed % self.job.audits == 0)
                 at += 1
                 self.controlled.restore()
             tally.exhausted = self.controlled.proved
@@ -116,11 +115,12 @@ class Cell:
                 break
         return tally, failure
 
-    def _same_again(self) -> None:
-        """Did the last run's schedule bring the same about a second time, if it had to?"""
+    def _same_again(self) -> Failure | None:
+        """Did the last run's schedule bring the same about a second time, if it had to? If not, that is our own fault."""
         if repeating.wanted and repeating.diverged != NOWHERE:
             raise EmulatorError(f"{self.job.scenario}, {self.job.strategy}, a schedule that does not repeat: "
                                 + describe_repetition(self.machine.config, self.controlled.snapshot, self.machine.places))
+        return None
 
     def _count(self, tally: Tally, began: float) -> None:
         tally.schedules, tally.distinct, tally.cut = batch.done, batch.schedules, batch.cut

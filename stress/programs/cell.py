@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from concur_thp.arch.cpu import Cpu, cpus
 from concur_thp.arch.linker import kernel
 from concur_thp.check.dump import report_text
+from concur_thp.errors import EmulatorError
 from concur_thp.machine import Machine
 from concur_thp.program.call import leave_mm
 from concur_thp.program.declared import Declared, Programs
 from concur_thp.program.processor import Processor
+from concur_thp.sched.batch import batch
 from concur_thp.sched.state import Verdict, sched
 from stress.exploring.cell import Cell, where_is
 from stress.exploring.job import KINDS, Failure, Job
@@ -38,6 +40,8 @@ class ProgramCell(Cell):
         sched.bound = job.bound
         if job.checks:
             machine.listen_checks(job.checks)
+        if job.repeat:
+            self.controlled.repeat()
         self.before = {}  # Programs in Python have no outcomes that counters decide.
         self.controlled.keep()
         self.outcomes = []
@@ -60,6 +64,15 @@ class ProgramCell(Cell):
         failure.symptom = f"{self.job.programs[failure.cpu]}: {what}"
         failure.report = f"{text}\n{report_text(self.machine.config, what=failure.symptom)}".lstrip("\n")
         return failure
+
+    def _same_again(self) -> Failure | None:
+        """A program that keeps something from run to run is its author's mistake as likely as ours: a finding, not a fault."""
+        try:
+            super()._same_again()
+        except EmulatorError as error:
+            hint = "a program may depend on its arguments and on the machine's memory only, or the emulator is at fault"
+            return Failure("diverged", f"{error} ({hint})", seed=batch.seed)
+        return None
 
     def _laws(self, full: bool = True) -> Iterator[tuple[str, list[str]]]:
         if self.check is not None:

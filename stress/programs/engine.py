@@ -29,10 +29,10 @@ from stress.exploring.token import Token
 from stress.programs.cell import Check, ProgramCell
 from stress.programs.shrink import shrink
 from stress.programs.telling import ProgramTeller
-from workers.controlled import STRATEGIES
 from workers.programs import names_of
 
-FOLLOWING = ("replay", "guided")
+CHOICES = ("pct", "random", "dfs")
+"""What explore() takes. Not dpor: it needs every access of a program, and cuts runs short, which Python does not survive."""
 PATIENCE_SECONDS = 120.0
 """Until a cell that shrinks, replays or tells is given up."""
 
@@ -46,6 +46,7 @@ class Found:
     symptom: str
     chart: str
     token: str
+    """Empty when no schedule is to blame: a run that did not repeat."""
     report: str
     preemptions: int
     cpu: int
@@ -59,7 +60,7 @@ class Exploration:
     """What an exploration came to."""
 
     verdict: str
-    """pass, fail or inconclusive (interrupted, or a token that diverged)."""
+    """pass, fail or inconclusive (interrupted, or a schedule or token that diverged)."""
     schedules: int
     distinct: int
     steps: int
@@ -79,8 +80,9 @@ class Exploration:
         if self.failure is not None:
             found = self.failure
             where = f"after {found.runs} schedules, shrunk to {found.preemptions} preemptions"
-            raise ProgramFailure(f"{found.kind}: {found.symptom}\n({where})\n\n{found.chart}\n\n{found.report}\n\n"
-                                 f"again: m.explore(token=\"{found.token}\")")
+            again = f"again: m.explore(token=\"{found.token}\")" if found.token else ""
+            texts = (f"{found.kind}: {found.symptom}\n({where})", found.chart, found.report, again)
+            raise ProgramFailure("\n\n".join(filter(None, texts)))
         if self.verdict != "pass":
             raise ProgramFailure(f"{self.verdict} after {self.schedules} schedules")
         return self
@@ -154,25 +156,28 @@ class Ground:
 
 def explore(machine: Machine, programs: Programs, *, strategy: str = "pct", depth: int = 3, schedules: int = 1000,
             seconds: float = 0.0, seed: int = 1, checks: int = 0, bound: int = 100_000, shrink_seconds: float = 5.0,
-            cells: int = 0, token: str | None = None, check: Check | None = None) -> Exploration:
+            cells: int = 0, token: str | None = None, check: Check | None = None,
+            check_determinism: bool = False) -> Exploration:
     """Explore the programs until a failure, `schedules` schedules or `seconds` (0: no limit). Each run must end with every
     program done, nothing raised, a clean audit, a `check(cpu)` that raises nothing, and nothing left once all mms are gone.
 
     strategy: pct, random, dfs. depth: pct, its number of ordered events; dfs, its bound of preemptions. checks: instant
     invariants at one place in so many. bound: points after which a run is a livelock. token: replay this instead.
     check: asked once for each different state that runs end in, so it may depend on the machine's memory only.
+    check_determinism: run each schedule that finishes twice; a second run that goes another way is a failure (`diverged`).
     """
     every = programs.ready()
-    one_of("strategy", strategy, [name for name in STRATEGIES if name not in FOLLOWING])
+    one_of("strategy", strategy, CHOICES)
     _in_range("depth", depth, 0 if strategy == "dfs" else 1, MAX_CHANGES)
     _in_range("schedules", schedules, 0 if seconds else 1, 1 << 40)
     job = Job(PROGRAMS, machine.config.order, len(every), strategy, depth, seed, programs=tuple(names_of(every)), bound=bound,
-              checks=checks)
+              checks=checks, repeat=check_determinism)
     ground = Ground(machine, programs, check)
     with ground.linked():
         if token is not None:
-            return _replay(ground, job, Token.parse(token))
+            return _replay(ground, replace(job, repeat=False), Token.parse(token))
         explored = ProgramExplorer(ground, job, cells, schedules, seconds).run()
+        job = replace(job, repeat=False)  # It was said; shrinking runs other schedules.
         if explored.failure is not None and explored.failure.schedule:
             until = time.monotonic() + shrink_seconds
             failure = explored.failure
@@ -202,7 +207,8 @@ def _result(ground: Ground, job: Job, explored: Explored) -> Exploration:
     found = None
     verdict = explored.verdict
     if failure is not None:
-        found = Found(failure.kind, failure.symptom, _chart(ground, job, failure), str(Token.of(job, failure)), failure.report,
+        token = str(Token.of(job, failure)) if failure.schedule else ""
+        found = Found(failure.kind, failure.symptom, _chart(ground, job, failure), token, failure.report,
                       failure.preemptions, failure.cpu, failure.function, failure.runs)
         verdict = "inconclusive" if failure.kind == "diverged" else "fail"
     return Exploration(verdict, tally.schedules, tally.distinct, tally.steps, tally.states, tally.seconds, tally.exhausted,
@@ -212,7 +218,7 @@ def _result(ground: Ground, job: Job, explored: Explored) -> Exploration:
 def _chart(ground: Ground, job: Job, failure: Failure) -> str:
     """The interleaving."""
     if not failure.schedule or failure.kind in ("crash", "hung"):
-        return "(no chart of a run that ends its process)"
+        return "(no chart)"
 
     def tell(cell: ProgramCell) -> str:
         story = ProgramTeller(cell).tell(failure.schedule)

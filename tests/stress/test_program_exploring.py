@@ -175,6 +175,47 @@ def test_explore_without_programs(machine):
         machine.explore()
 
 
+# Each schedule twice, and strategies that programs in Python cannot have
+
+
+@pytest.mark.parametrize("strategy", ["pct", "random", "dfs"])
+def test_programs_that_depend_on_the_machine_only_repeat(machine, strategy):
+    zap_and_store(machine, (0, 7))
+    explored = machine.explore(strategy=strategy, depth=2, schedules=200, check_determinism=True).check()
+    assert explored.schedules >= 200
+
+
+def test_a_failure_is_found_as_ever_when_runs_are_repeated(machine):
+    zap_and_store(machine, (7,))
+    options = {"depth": 2, "schedules": 3000, "cells": 1, "shrink_seconds": 100}
+    twice, once = (machine.explore(check_determinism=yes, **options).failure for yes in (True, False))
+    assert twice.kind == "raised" and (twice.runs, twice.token) == (once.runs, once.token)
+
+
+def test_a_program_that_remembers_does_not_repeat(machine):
+    region = machine.mm().mmap("32K", huge=True)
+    runs = []
+
+    @machine.program
+    def remembers(cpu):
+        runs.append(1)
+        cpu.store(region, len(runs))
+
+    assert machine.explore(schedules=50).verdict == "pass"
+    explored = machine.explore(schedules=50, check_determinism=True)
+    assert explored.verdict == "inconclusive" and explored.failure.kind == "diverged" and explored.failure.token == ""
+    assert "a schedule that does not repeat" in explored.failure.symptom and "a program may depend" in explored.failure.symptom
+    with pytest.raises(ProgramFailure, match="does not repeat"):
+        explored.check()
+
+
+def test_dpor_would_prove_what_it_has_not_seen(machine):
+    """Here nobody tells it of accesses: it was through after one schedule, and said that this was all of them."""
+    zap_and_store(machine, (7,))
+    with pytest.raises(Misuse, match="dpor"):
+        machine.explore(strategy="dpor")
+
+
 # The same on stacks and on processes
 
 
