@@ -106,7 +106,8 @@ def copy_pte_range(cpu: Cpu, dst_mm: Mm, src_mm: Mm, dst_pmd: Entry, src_pmd: En
     whoever locks the parent's pte finds an entry either copied or not.
     Return: 0 or -ENOMEM.
     Linux: mm/memory.c copy_pte_range
-    Differs: the locks are not dropped now and then for others.
+    Differs: the locks are not dropped now and then for others. The child has the Dirty that hardware set until the parent's
+    write bit went, also in copy_huge_pmd(); v4.20 copies what it had read before. No continuations of swap counts.
     """
     if pmd_trans_unstable(src_pmd):
         return 0
@@ -168,9 +169,9 @@ def copy_one_pte(cpu: Cpu, dst_mm: Mm, dst_pte: Entry, src_pte: Entry, vma: Vma,
     if not pte_present(pte):
         return copy_nonpresent_pte(cpu, dst_mm, dst_pte, src_pte, vma, addr)
     if is_cow_mapping(vma.vm_flags) and pte_write(pte):
-        # Atomic: hardware may set Dirty in the parent's entry right now. A Dirty that comes in after the load
-        # above stays in the parent's, which is enough.
-        ptep_set_wrprotect(src_pte)
+        # Atomic: hardware may set Dirty in the parent's entry right now. A Dirty that has come in since the load above is the
+        # child's, too: when the parent lets go of a lazily free page, nobody else would know that it was written.
+        pte = ptep_set_wrprotect(src_pte)
         pte = pte & ~_PAGE_RW
     if vma.vm_flags & VM_SHARED:
         pte = pte & ~_PAGE_DIRTY

@@ -51,6 +51,7 @@ def copy_huge_pmd(cpu: Cpu, dst_mm: Mm, src_mm: Mm, dst_pmd: Entry, src_pmd: Ent
     Context: mmap_sem of both write held; takes both pmd ptls. `vma` is the parent's.
     Return: 0; -EAGAIN when the pmd is no longer huge; -ENOMEM.
     Linux: mm/huge_memory.c copy_huge_pmd
+    Differs: as copy_pte_range().
     """
     if not vma_is_anonymous(vma):
         return 0  # 3.13: a fault can bring it back
@@ -98,8 +99,9 @@ def copy_anon_pmd(cpu: Cpu, dst_mm: Mm, dst_pmd: Entry, src_pmd: Entry, table: i
     bug_on(cpu, not PageHead(page), "huge pmd of a page that is no head (value: pfn)", entry_pfn(pmd), pmd)
     get_page(cpu, page)
     page_dup_rmap(cpu, page, 1)
-    # Atomic: the parent's other threads are running, and their hardware sets Accessed and Dirty.
-    ptep_set_wrprotect(src_pmd)
+    # Atomic: the parent's other threads are running, and their hardware sets Accessed and Dirty. What they have set is the
+    # child's, too, as in copy_one_pte().
+    pmd = ptep_set_wrprotect(src_pmd)
     add_huge_pmd(cpu, dst_mm, dst_pmd, table, pmd & ~(_PAGE_RW | _PAGE_ACCESSED))
 
 

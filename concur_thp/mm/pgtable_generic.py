@@ -25,8 +25,9 @@ from concur_thp.sync.spinlock import assert_spin_locked, spin_lock, spin_unlock
 
 @inline
 def ptep_set_wrprotect(entry: Entry):
-    """Take the write bit away, of a pte or a huge pmd; atomic against the Dirty bit of hardware. No flush."""
-    entry.val.and_(~_PAGE_RW)
+    """Take the write bit away, of a pte or a huge pmd; atomic against the Dirty bit of hardware. No flush. Returns the old
+    entry, to which hardware can add nothing more."""
+    return entry.val.and_(~_PAGE_RW)
 
 
 @kernel

@@ -194,8 +194,8 @@ RULES = (
         "X11", "After fork neither side writes the shared pages: write bits go in both, and the parent's CPUs are flushed"
                " before it"
         " returns.", COW, "3.12.4, 3.13.6",
-        (At("dup_mmap", "flush_tlb_mm(...)"), At("copy_anon_pmd", "ptep_set_wrprotect(src_pmd)"),
-         At("copy_one_pte", "ptep_set_wrprotect(src_pte)"),
+        (At("dup_mmap", "flush_tlb_mm(...)"), At("copy_anon_pmd", "pmd = ptep_set_wrprotect(src_pmd)"),
+         At("copy_one_pte", "pte = ptep_set_wrprotect(src_pte)"),
          At("copy_anon_pmd", "add_huge_pmd(...)")), ("Q19", "Q15"),
         (
             Variant("X11a", "fork does not flush the parent", (Delete("dup_mmap", "flush_tlb_mm(...)"),), "fork_vs_store",
@@ -203,13 +203,21 @@ RULES = (
             Variant("X11b", "the child's huge pmd stays writable",
                     (Rewrite("copy_anon_pmd", "add_huge_pmd(...)", "_PAGE_RW | _PAGE_ACCESSED", "_PAGE_ACCESSED"),),
                     "fork_then_child_writes", ("Q19", "outcome", "COW"), ("2 mms",)),
-            Variant("X11c", "the parent's huge pmd stays writable", (Delete("copy_anon_pmd", "ptep_set_wrprotect(src_pmd)"),),
+            Variant("X11c", "the parent's huge pmd stays writable",
+                    (Delete("copy_anon_pmd", "pmd = ptep_set_wrprotect(src_pmd)"),),
                     "fork_then_write", ("Q19", "outcome", "COW"), ("2 mms",)),
-            Variant("X11d", "the parent's ptes stay writable", (Delete("copy_one_pte", "ptep_set_wrprotect(src_pte)"),),
+            Variant("X11d", "the parent's ptes stay writable", (Delete("copy_one_pte", "pte = ptep_set_wrprotect(src_pte)"),),
                     "fork_of_ptes", ("Q19", "outcome", "COW"), ("2 mms",)),
             Variant("X11e", "write bits are taken by a load and a store: a Dirty that hardware sets between them is lost",
-                    (Replace("ptep_set_wrprotect", "entry.val.and_(...)", "entry.val.store(entry.val.load() & ~_PAGE_RW)"),),
+                    (Replace("ptep_set_wrprotect", "return ...", "old = entry.val.load()\nentry.val.store(old & ~_PAGE_RW)\n"
+                             "return old"),),
                     "lazyfree_vs_fork", ("Q19", "outcome"), ("2 mms",)),
+            Variant("X11f", "the child's huge pmd is what was read before the write bit went: a Dirty set since is not in it",
+                    (Replace("copy_anon_pmd", "pmd = ptep_set_wrprotect(src_pmd)", "ptep_set_wrprotect(src_pmd)"),),
+                    "lazyfree_vs_fork_child", ("Q19", "outcome"), ("2 mms",)),
+            Variant("X11g", "the same, of a pte",
+                    (Replace("copy_one_pte", "pte = ptep_set_wrprotect(src_pte)", "ptep_set_wrprotect(src_pte)"),),
+                    "lazyfree_vs_fork_child_small", ("Q19", "outcome"), ("2 mms",)),
         ),
     ),
 )

@@ -122,6 +122,20 @@ LAZYFREE_VS_MIGRATE = _lazy("lazyfree_vs_migrate", "a lazily free huge page is s
 LAZYFREE_VS_FORK = _lazy("lazyfree_vs_fork", "a lazily free huge page is stored into while its process forks", ("X11", "X3"),
                          "enter 0; done: fork 1; drop 1")
 
+
+def _child_keeps(name: str, meaning: str, setup: str) -> Scenario:
+    """What the child of a fork has of a store beside the fork, it keeps, even when the parent has given the page up."""
+    return Scenario(name, meaning, (26,), ("X11", "X3"), setup, ("enter 0; done: fork 1", "enter 0; store 3 7"),
+                    "enter 1; first: load 3; enter 0; advise 0 1h dontneed; enter 1; drain; late: swap_out 3; kept: load 3",
+                    (Outcome("the child has the store, and keeps it", done=0, late=ANY_STATUS, first=(0, 7), kept=(0, 7)),
+                     Outcome("the child has what was lazily free", done=0, late=ANY_STATUS, first=(0, 103),
+                             kept=(0, {0, 103}))))
+
+
+LAZYFREE_VS_FORK_CHILD = _child_keeps("lazyfree_vs_fork_child", "a lazily free huge page is stored into while its process"
+                                      " forks, and the child keeps what it has of it", LAZY)
+LAZYFREE_VS_FORK_CHILD_SMALL = _child_keeps("lazyfree_vs_fork_child_small", "the same, of a small page", LAZY_SMALL)
+
 MIGRATE_VS_MPROTECT = Scenario(
     "migrate_vs_mprotect", "a huge page is migrated while it becomes read-only", (11, 21), ("X20",), HUGE,
     ("moved: migrate_frame 0 whole", "enter 0; protect 0 1h ro"),
@@ -147,4 +161,5 @@ LATE_FAULT_VS_DONTNEED = Scenario(
 SCENARIOS = (RECLAIM_VS_MPROTECT, LATE_FAULT_VS_DONTNEED, DONTNEED_VS_LOAD, DONTNEED_VS_LOAD_SMALL,
              TWO_DONTNEEDS_VS_LOAD, FORK_VS_STORE, MREMAP_VS_LOAD, MREMAP_VS_LOAD_SMALL, SPLIT_PMD_VS_STORE,
              SPLIT_PMD_VS_FIRST_STORE, LAZYFREE_VS_DONTNEED, LAZYFREE_VS_SPLIT_PMD, LAZYFREE_VS_RECLAIM,
-             LAZYFREE_VS_RECLAIM_HUGE, LAZYFREE_VS_MIGRATE, LAZYFREE_VS_FORK, MIGRATE_VS_MPROTECT)
+             LAZYFREE_VS_RECLAIM_HUGE, LAZYFREE_VS_MIGRATE, LAZYFREE_VS_FORK, LAZYFREE_VS_FORK_CHILD,
+             LAZYFREE_VS_FORK_CHILD_SMALL, MIGRATE_VS_MPROTECT)

@@ -86,7 +86,7 @@ BROKEN: dict[str, Edit] = {
     "DONTNEED passes over whole blocks": Replace(
         "unmap_page_range", "zap_pmd(...)",
         "if following - addr != HPAGE_PMD_SIZE:\n    zap_pmd(cpu, vma, mm_pmd(mm, addr), addr, following)"),
-    QUICK: Delete("copy_anon_pmd", "ptep_set_wrprotect(src_pmd)"),
+    QUICK: Delete("copy_anon_pmd", "pmd = ptep_set_wrprotect(src_pmd)"),
 }
 
 
