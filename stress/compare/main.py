@@ -4,6 +4,7 @@ import platform
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from concur_thp.output import CompileProgress, compile_progress, console, result
 from stress.compare.abilities import lacking, missing, what_helps
 from stress.compare.differences import DIFFERENCES
 from stress.compare.facts import LETTERS, Verdict
+from stress.compare.interrupt import heard_ctrl_c
 from stress.compare.judge import Judge
 from stress.compare.recordings import compare_recordings
 from stress.compare.report import describe, facts_of
@@ -26,8 +28,8 @@ from stress.compare.sides import EmulatorSide, KernelSide
 from stress.compare.steps import BLOCK, Program, parse
 from stress.compare.switches import NotNow, Switches
 
-AGREE, DIFFER, NOT_HERE = 0, 1, 4
-STATUS = {"agree": AGREE, "differ": DIFFER, "not possible here": NOT_HERE}
+AGREE, DIFFER, NOT_HERE, INTERRUPTED = 0, 1, 4, 4
+STATUS = {"agree": AGREE, "differ": DIFFER, "interrupted": INTERRUPTED}
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ class Result:
     differ: list[tuple[str, Verdict, str]] = field(default_factory=list)
     """Where it comes from, the verdict, both sides step by step."""
     agree: int = 0
+    interrupted: bool = False
+
+    @property
+    def verdict(self) -> str:
+        return "differ" if self.differ else "interrupted" if self.interrupted else "agree"
 
 
 def run_compare(options: CompareOptions) -> int:
@@ -88,14 +95,23 @@ def _run(options: CompareOptions, given: list[Program], out: Console) -> tuple[d
     with switches, Judge(EmulatorSide(forget=switches.close_inherited), KernelSide()) as judge:
         judge.start()
         cannot = lacking()
-        if given:
-            for program in given:
-                _one(judge, result, "given", program)
-        else:
-            for row in ROWS:
-                _row(judge, result, row, cannot)
-            _random(judge, result, options, frozenset(cannot), out)
+        try:
+            with heard_ctrl_c() as check:
+                _all(judge, result, options, given, cannot, _ticker(options, out, check))
+        except KeyboardInterrupt:
+            result.interrupted = True  # What was compared up to here is told all the same.
         return _data(options, judge, result, cannot, time.monotonic() - started), result
+
+
+def _all(judge: Judge, result: Result, options: CompareOptions, given: list[Program], cannot: dict[str, str],
+         tick: Callable[[int], None]) -> None:
+    """The programs that were given; else all rows, and random ones."""
+    for program in given:
+        _one(judge, result, "given", program)
+    if not given:
+        for row in ROWS:
+            _row(judge, result, row, cannot)
+        _random(judge, result, options, frozenset(cannot), tick)
 
 
 def _parse(text: str) -> Program:
@@ -139,18 +155,27 @@ def _row(judge: Judge, result: Result, row: Row, cannot: dict[str, str]) -> None
                         "compared": verdict.compared.total() if verdict else 0})
 
 
-def _random(judge: Judge, result: Result, options: CompareOptions, cannot: frozenset[str], out: Console) -> None:
-    if not options.programs:
-        return
+def _ticker(options: CompareOptions, out: Console, check: Callable[[], None]) -> Callable[[int], None]:
+    """Is told behind each random program how many were done."""
     shows = sys.stderr.isatty() and not options.quiet
 
     def tick(done: int) -> None:
+        check()
         if shows and done % 10 == 0:
             out.print(f"{done:,} of {options.programs:,} programs", end="\r")
 
+    return tick
+
+
+def _random(judge: Judge, result: Result, options: CompareOptions, cannot: frozenset[str], tick: Callable[[int], None]) -> None:
+    if not options.programs:
+        return
     before = judge.programs
-    verdict = Search(judge, options.programs, options.seed, cannot, tick).run()
-    result.agree += judge.programs - before
+    verdict = None
+    try:
+        verdict = Search(judge, options.programs, options.seed, cannot, tick).run()
+    finally:
+        result.agree += judge.programs - before
     if verdict is not None:
         result.agree -= 1
         _note(judge, result, f"random, seed {options.seed}", verdict)
@@ -162,7 +187,7 @@ def _data(options: CompareOptions, judge: Judge, result: Result, cannot: dict[st
         reasons[reason] += number
     what = {row.id: row for row in DIFFERENCES}
     return {
-        "verdict": "differ" if result.differ else "agree", "programs": judge.programs, "steps": judge.steps,
+        "verdict": result.verdict, "programs": judge.programs, "steps": judge.steps,
         "agree": result.agree,
         "differ": [{"origin": origin, "program": [str(step) for step in verdict.program], "broken": verdict.broken,
                     "facts": facts_of(verdict), "text": text} for origin, verdict, text in result.differ],
@@ -179,6 +204,8 @@ def _data(options: CompareOptions, judge: Judge, result: Result, cannot: dict[st
 
 def _say(out: Console, data: dict[str, Any], result: Result) -> None:
     """For people."""
+    if result.interrupted:
+        out.print("interrupted; up to there:")
     for origin, _, text in result.differ:
         out.print(f"differ: {origin}\n{text}", markup=False)
     rows = Counter(row["verdict"] for row in data["rows"])
