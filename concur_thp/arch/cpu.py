@@ -22,6 +22,9 @@ HELD_READ = 1 << 62
 TLB_SMALL = 128
 TLB_HUGE = 32
 NR_VMSTAT = 104
+MAIL_CONTEXT_BITS = 24
+"""Room for the number of an mm beside a generation."""
+MAIL_CONTEXT_MASK = (1 << MAIL_CONTEXT_BITS) - 1
 
 
 class CpuState(IntEnum):
@@ -37,10 +40,9 @@ class Mail(Struct, size=64):
 
     seq = atomic(I64, "request number, written last by the sender")
     ack = atomic(I64, "last request served, written by the receiver")
-    context = field(I64, "init", "the mm whose translations go")
     start = field(I64, "init", "first byte of the range")
     end = field(I64, "init", "first byte behind the range")
-    generation = field(I64, "init", "generation of the context that this flush made")
+    flush = field(I64, "init", "generation that this flush made << MAIL_CONTEXT_BITS | the mm whose translations go")
 
 
 class TlbEntry(Struct, size=16):

@@ -6,7 +6,7 @@ own flush, and between two operations of its program. With irqs off it serves no
 
 from concur_thp.arch.bug import bug_on, panic_check
 from concur_thp.arch.builtins import ffs64, smp_rmb
-from concur_thp.arch.cpu import Cpu, CpuState, cpus
+from concur_thp.arch.cpu import MAIL_CONTEXT_BITS, MAIL_CONTEXT_MASK, Cpu, CpuState, cpus
 from concur_thp.arch.futex import futex_wait
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.arch.tlb import tlb_catch_up, tlb_flush_local
@@ -60,10 +60,10 @@ def ipi_serve(cpu: Cpu):
         bits = bits & (bits - 1)
         mail = cpu.mail[sender]
         seq = mail.seq.load()
-        generation = mail.generation
+        flush = mail.flush
         smp_rmb()  # The generation before the range: the sender may be writing its next request over one that it gave up.
-        if mail.context == cpu.context:
-            tlb_flush_local(cpu, mail.start, mail.end, generation)
+        if flush & MAIL_CONTEXT_MASK == cpu.context:
+            tlb_flush_local(cpu, mail.start, mail.end, flush >> MAIL_CONTEXT_BITS)
         mail.ack.store(seq)
         cpu.ipis = cpu.ipis + 1
 

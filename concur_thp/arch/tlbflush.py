@@ -6,7 +6,7 @@ loads translations after its ack sees the new entry.
 
 from concur_thp.arch.bug import bug_on, panic_check
 from concur_thp.arch.builtins import cpu_relax, ffs64, smp_wmb
-from concur_thp.arch.cpu import Cpu, CpuState, cpus
+from concur_thp.arch.cpu import MAIL_CONTEXT_BITS, Cpu, CpuState, cpus
 from concur_thp.arch.futex import sched_yield, spins
 from concur_thp.arch.irq import ipi_poll
 from concur_thp.arch.linker import inline, kernel
@@ -54,13 +54,13 @@ def _send(cpu: Cpu, targets: int, context: int, start: int, end: int, generation
         # A parked CPU compares generations before it uses its TLB again (cpu_resume): ours is already raised.
         if target.state.load() == CPU_RUNNING:
             mail = target.mail[cpu.id]
-            mail.context = context
             mail.start = start
             mail.end = end
             # Who parked with our last request unserved may be reading it now. A receiver that sees the new generation must
-            # see the new range too, or it would count as up to date without having dropped it.
+            # see the new range too, or it would count as up to date without having dropped it; and generations of two mms
+            # may be the same number, so which mm it is is told with it.
             smp_wmb()
-            mail.generation = generation
+            mail.flush = generation << MAIL_CONTEXT_BITS | context
             mail.seq.store(mail.seq.read() + 1)  # Release: a receiver that sees the number sees the request.
             target.ipi_bits.or_(1 << cpu.id)
             waiting = waiting | (1 << number)

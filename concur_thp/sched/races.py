@@ -129,7 +129,7 @@ def watch_access(cpu: int, address: int, width: int, kind: int, site: int):
         watch_fence(me, width)
     elif kind & ATOMIC != 0:
         watch_atomic(me, variable_at(address), kind & KIND_MASK)
-    elif kind & QUIET == 0:
+    elif kind & QUIET == 0 and kind & KIND_MASK in (LOAD, STORE):  # Else bulk, of words that are atomic one by one.
         watch_plain(me, variable_at(address), kind, site)
     return 0
 

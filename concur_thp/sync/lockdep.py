@@ -124,6 +124,8 @@ def check_order(cpu: Cpu, cls: int, trylock: int):
     bug_on(cpu, held & (1 << cls) != 0 and cls != PAGE_LOCK, "lockdep: recursive locking (value: class)", cls, held)
     if trylock != 0:
         return 0  # A trylock never waits, so it makes no dependency.
+    # First, a full barrier: of two CPUs that find opposite orders at once, one at least sees the other's.
+    dep_classes[cls].before.or_(held)
     left = held
     while left != 0:
         other = ffs64(left)
@@ -133,7 +135,6 @@ def check_order(cpu: Cpu, cls: int, trylock: int):
             bug_on(cpu, dep_classes[other].rank >= rank, "lockdep: lock order: values are class wanted, class held",
                    cls, other)
         bug_on(cpu, taken_before(other, cls), "lockdep: circular order: values are class wanted, class held", cls, other)
-    dep_classes[cls].before.or_(held)
     return 0
 
 

@@ -132,6 +132,12 @@ def test_what_is_written_behind_the_barrier_is_not_published(run):
     assert run.fence(0, WMB).plain(0, "store").atomic(0, "write").atomic(1, "load").plain(1, "load").found == 1
 
 
+@pytest.mark.parametrize("bulk", ["write", "read"])
+def test_clearing_and_copying_publish_nothing(run, bulk):
+    """Of frames and tables, whose words are atomic: it was taken for a read, whose clock the word's next reader acquired."""
+    assert run.plain(0, "store").plain(0, bulk, FLAG).atomic(1, "load").plain(1, "load").found == 1
+
+
 def test_the_second_of_two_readers_is_remembered_too(run):
     assert run.plain(0, "load").plain(1, "load").atomic(1, "store").atomic(2, "load").plain(2, "store").found == 1
 

@@ -8,6 +8,7 @@ from concur_thp.arch.linker import interpreted, kernel
 from concur_thp.arch.system import system
 from concur_thp.errors import KernelBug
 from concur_thp.sync import lock_classes as classes
+from concur_thp.sync import lockdep
 from concur_thp.sync.bit_lock import FlagWord, bit_lock, bit_trylock, bit_unlock
 from concur_thp.sync.lockdep import dep_classes, might_sleep
 from concur_thp.sync.rwsem import (
@@ -348,3 +349,24 @@ def test_lock_stat_counts_every_acquisition(machine_factory):
     row = cpu.lock_stat[USER_A]
     assert (row.acquisitions, row.contentions, row.acq_bounces, row.hold_samples) == (128, 0, 1, 2)
     assert 0 < row.hold_max <= row.hold_total
+
+
+def test_of_two_opposite_orders_that_are_looked_at_at_once_one_is_objected_to(machine_factory, monkeypatch):
+    """CPU 1 looks at B before A while CPU 0, which has just found nothing against A before B, has not gone on yet."""
+    machine = boot(machine_factory)
+    first, second = machine.cpu(0), machine.cpu(1)
+    looked, taken_before = [], lockdep.taken_before
+
+    def looks(other, cls):
+        found = taken_before(other, cls)
+        if not looked:
+            looked.append(found)
+            lockdep.check_order(second, USER_A, 0)
+        return found
+
+    monkeypatch.setattr(lockdep, "taken_before", looks)
+    first.held_mask, second.held_mask = 1 << USER_A, 1 << USER_B
+    with interpreted(), pytest.raises(KernelBug, match="circular order"):
+        lockdep.check_order(first, USER_B, 0)
+    first.held_mask = second.held_mask = 0
+    assert looked == [0]
