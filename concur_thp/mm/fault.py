@@ -21,6 +21,7 @@ from concur_thp.mm.flags import (
     VM_FAULT_OOM,
     VM_FAULT_SIGBUS,
     VM_SHARED,
+    VM_WRITE,
 )
 from concur_thp.mm.highmem import copy_page
 from concur_thp.mm.huge_entry import maybe_mkwrite
@@ -31,6 +32,7 @@ from concur_thp.mm.page_lock import PageLocked, unlock_page
 from concur_thp.mm.pgtable import (
     _PAGE_ACCESSED,
     _PAGE_DIRTY,
+    _PAGE_RW,
     _PAGE_SPECIAL,
     mk_entry,
     pte_lockptr,
@@ -85,7 +87,10 @@ def do_anonymous_page(cpu: Cpu, vma: Vma, addr: int, flags: int, pmd: Entry):
         return 0
     flush_tlb_batched_pending(cpu, mms[vma.vm_mm])
     map_new_anon_page(cpu, vma, addr, page)
-    set_entry(pte, maybe_mkwrite(mk_pte(page, vma) | _PAGE_DIRTY, vma))
+    entry = mk_pte(page, vma)
+    if vma.vm_flags & VM_WRITE:  # Without it this is FOLL_FORCE, and the retry finds a clean read-only pte.
+        entry = entry | _PAGE_RW | _PAGE_DIRTY
+    set_entry(pte, entry)
     spin_unlock(cpu, ptl)
     return 0
 

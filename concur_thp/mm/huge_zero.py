@@ -77,7 +77,8 @@ def make_huge_zero_page(cpu: Cpu):
     Context: may reclaim.
     Return: 0, or -ENOMEM.
     Linux: mm/huge_memory.c get_huge_zero_page
-    Differs: the count starts with the shrinker's 1 and the creator takes its own like everybody.
+    Differs: the count starts with the shrinker's 1 and the creator takes its own like everybody. It has the destructor of a
+    THP, and its pages are counted.
     """
     page = alloc_pages(cpu, HPAGE_PMD_ORDER, MIGRATE_UNMOVABLE, GFP_HUGE_ZERO)
     if not page:

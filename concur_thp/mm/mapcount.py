@@ -72,35 +72,6 @@ def mapped_by_ptes(head: Page):
     return total_mapcount(head) != compound_mapcount(head)
 
 
-@inline
-def thp_mapcounts(head: Page):
-    """Of an anon THP: the total << 32 | the largest mapcount of a subpage + 1. Reads in Linux's order (K1)."""
-    most = 0
-    total = 0
-    for i in range(HPAGE_PMD_NR):
-        count = tail_page(head, i)._mapcount.read() + 1
-        most = max(most, count)
-        total += count
-    if PageDoubleMap(head):
-        most -= 1
-        total -= HPAGE_PMD_NR
-    compound = compound_mapcount(head)
-    return ((total + compound) << 32) + most + compound + 1
-
-
-@kernel
-def page_trans_huge_mapcount(page: Page):
-    """How many entries map the subpage of an anon page that is mapped most.
-
-    Context: page lock held; exact only if no pmd of the page is being split (K1).
-    Return: the count.
-    Linux: mm/huge_memory.c page_trans_huge_mapcount
-    """
-    if not PageCompound(page):
-        return page._mapcount.read() + 1
-    return (thp_mapcounts(compound_head(page)) & 0xFFFFFFFF) - 1
-
-
 @kernel
 def page_mapped(page: Page):
     """Does any entry map the page, or (for a THP) any of its subpages?

@@ -134,6 +134,7 @@ def handle_pte_fault(cpu: Cpu, vma: Vma, addr: int, flags: int, pmd: Entry):
     Context: mmap_sem read. May sleep.
     Return: as handle_mm_fault().
     Linux: mm/memory.c handle_pte_fault
+    Differs: a NUMA hint is answered here (do_numa_page), as in do_huge_pmd_numa_page().
     """
     pmdval = pmd.val.load()
     if pmd_none(pmdval):

@@ -14,7 +14,6 @@ from concur_thp.mm.mapcount import (
     compound_mapcount,
     page_mapcount,
     page_mapped,
-    page_trans_huge_mapcount,
     total_mapcount,
 )
 from concur_thp.mm.mm_types import MAPPING_SHIFT, PAGE_MAPPING_ANON, Page, Vma, anon_vmas, vmas
@@ -295,6 +294,5 @@ __all__ = [
     "page_mapped",
     "page_move_anon_rmap",
     "page_remove_rmap",
-    "page_trans_huge_mapcount",
     "total_mapcount",
 ]

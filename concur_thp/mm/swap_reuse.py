@@ -91,6 +91,8 @@ def reuse_swap_page(cpu: Cpu, page: Page):
     Return: 1 when no subpage has more than one mapping or swap pte. cpu.scratch[0] is the total of both: if that is 1 too,
     the whole page belongs to one vma and may be moved to its anon_vma.
     Linux: mm/swapfile.c reuse_swap_page
+    Differs: no device that needs stable pages while it writes (SWP_STABLE_WRITES): a page under writeback is reused, and
+    stays in the swap cache.
     """
     bug_on(cpu, not TestFlag(page, PG_locked), "reuse_swap_page: page not locked (value: pfn)", page_to_pfn(page), 0)
     point(cpu, Point.REUSE_TEST)

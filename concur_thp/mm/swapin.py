@@ -130,6 +130,8 @@ def do_swap_page(cpu: Cpu, vma: Vma, addr: int, pmd: Entry, orig_pte: int, flags
     Context: mmap_sem read; no spinlock held. May sleep.
     Return: VM_FAULT_* bits; with VM_FAULT_RETRY, which needs FAULT_FLAG_ALLOW_RETRY, mmap_sem is released.
     Linux: mm/memory.c do_swap_page
+    Differs: always by the swap cache (no SWP_SYNCHRONOUS_IO). Asks for a broken frame with the page locked, v4.20 before it:
+    what memory_failure() has only just marked is mapped, and it unmaps it when it has the page lock.
     """
     mm = mms[vma.vm_mm]
     if is_migration_entry(orig_pte):

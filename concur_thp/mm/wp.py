@@ -71,8 +71,8 @@ def do_wp_page(cpu: Cpu, vma: Vma, addr: int, pmd: Entry, orig_pte: int):
         if not trylock_page(cpu, page) and not lock_page_recheck(cpu, page, pte, pmdval, orig_pte):  # 3.7.2
             return 0
         if wp_may_reuse(cpu, vma, page):
+            unlock_page(cpu, page)  # Who takes the page lock now finds our mapping, and waits for the ptl to change it.
             wp_page_reuse(cpu, vma, pte, orig_pte)
-            unlock_page(cpu, page)
             spin_unlock(cpu, ptl)
             return VM_FAULT_WRITE
         unlock_page(cpu, page)
@@ -167,7 +167,8 @@ def wp_page_copy(cpu: Cpu, vma: Vma, addr: int, pmd: Entry, orig_pte: int, old_p
     it.
     Return: VM_FAULT_WRITE: done; 0: the pte changed, look anew; VM_FAULT_OOM.
     Linux: mm/memory.c wp_page_copy
-    Differs: copies once more, behind the flush, what may have been written to meanwhile (K21).
+    Differs: copies once more, behind the flush, what may have been written to meanwhile (K21). Of an old page only a small one
+    that is marked is locked and munlocked; v4.20 locks any, and would run into a BUG with the tail of a marked THP.
     """
     new_page = wp_new_page(cpu, vma, old_page)
     if not new_page:

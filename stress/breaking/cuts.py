@@ -31,7 +31,7 @@ FLUSHES = {"flush_tlb_mm_range", "flush_tlb_mm", "flush_tlb_page", "flush_tlb_ra
            "smp_wmb", "smp_rmb"}
 SECOND_LOOKS = {"pmd_same", "pte_same", "pmd_trans_unstable", "hugepage_vma_revalidate", "khugepaged_test_exit", "page_mapped",
                 "pmd_none", "pte_none", "is_swap_pmd", "pmd_trans_huge", "pmd_huge_or_swap", "compound_head", "PageLRU",
-                "page_count", "total_mapcount", "page_trans_huge_mapcount", "PageSwapCache", "page_ref_freeze"}
+                "page_count", "total_mapcount", "page_trans_huge_map_swapcount", "PageSwapCache", "page_ref_freeze"}
 """Questions that are asked again because the answer may have changed."""
 LEAVES = (ast.Return, ast.Continue, ast.Break)
 ALWAYS, NEVER = " (always)", " (never)"

@@ -10,12 +10,12 @@ NO_TEST_YET = {
     "sync": "",
     "mm": """
         anon_vma_ref anon_vma_tree collapse collapse_check collapse_copy compound
-        deferred_split_drain errno flags follow_page fork gup gup_fast highmem huge_entry
-        huge_fault huge_move huge_split_locked huge_split_pmd huge_wp i_mmap kswapd lru madvise
-        mapcount migrate_move mm_types move_page_tables move_pages mremap munmap
+        deferred_split_drain errno flags follow_page gup gup_fast highmem
+        huge_move huge_split_locked huge_split_pmd i_mmap kswapd lru madvise
+        migrate_move mm_types move_page_tables move_pages mremap munmap
         page_check page_flags page_ref page_vma_mapped pgtable pgtable_generic
-        pte remove_migration rmqueue split_huge_page_tail swap_io
-        swap_reuse swap_state swapfile swapops syscall try_to_unmap vma_adjust vma_prot vmstat
+        remove_migration rmqueue split_huge_page_tail swap_io
+        swap_state swapfile swapops syscall try_to_unmap vma_adjust vma_prot vmstat
     """,
     "check": """
         audit audit_counts audit_frames audit_lists audit_misc audit_rmap audit_tables audit_tlb clock events

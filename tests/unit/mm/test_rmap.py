@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from concur_thp.arch.cpu import Cpu
+from concur_thp.arch.cpu import Cpu, cpus
 from concur_thp.arch.linker import interpreted
 from concur_thp.config import HPAGE_PMD_NR, HPAGE_PMD_ORDER, PAGE_SHIFT, PAGE_SIZE
 from concur_thp.errors import KernelBug
@@ -36,10 +36,9 @@ from concur_thp.mm.rmap import (
     page_mapped,
     page_move_anon_rmap,
     page_remove_rmap,
-    page_trans_huge_mapcount,
     total_mapcount,
 )
-from concur_thp.mm.swap_reuse import reuse_swap_page
+from concur_thp.mm.swap_reuse import page_trans_huge_map_swapcount, reuse_swap_page
 from concur_thp.mm.vma_adjust import vm_area_alloc
 from concur_thp.mm.vma_tree import vma_link
 from concur_thp.mm.vmstat import Stat, mod_stat, vmstat
@@ -92,7 +91,7 @@ class Mapped:
             assert page_mapcount(page) == self.pmds + self.ptes[i]
             assert page._mapcount.read() == self.ptes[i] - 1 + (double if self.anon else self.pmds)  # Q5
         if self.anon:
-            assert page_trans_huge_mapcount(head) == self.pmds + max(self.ptes)
+            assert page_trans_huge_map_swapcount(cpus[0], head) == self.pmds + max(self.ptes)
             assert not double or self.pmds
 
     def mapped_pages(self) -> int:
@@ -241,7 +240,7 @@ def test_a_small_page_and_where_it_belongs(order: int, plain: bool) -> None:
         vma = new_vma(cpu)
         page = new_small(cpu)
         page_add_new_anon_rmap(cpu, page, vma, vma.vm_start + 2 * PAGE_SIZE, 0)
-        assert page_mapcount(page) == total_mapcount(page) == page_trans_huge_mapcount(page) == 1
+        assert page_mapcount(page) == total_mapcount(page) == page_trans_huge_map_swapcount(cpu, page) == 1
         assert anon_vmas.index(page_anon_vma(page)) == vma.anon_vma and page.index == vma.vm_pgoff + 2
         lock_page(cpu, page)
         assert reuse_swap_page(cpu, page) == 1 and cpu.scratch[0] == 1
