@@ -11,10 +11,10 @@ NO_TEST_YET = {
     "mm": """
         anon_vma_ref anon_vma_tree collapse collapse_check collapse_copy compound
         deferred_split_drain errno flags follow_page gup gup_fast highmem
-        huge_move huge_split_locked huge_split_pmd i_mmap kswapd lru madvise
+        huge_move huge_split_locked huge_split_pmd lru madvise
         migrate_move mm_types move_page_tables move_pages mremap munmap
-        page_check page_flags page_ref page_vma_mapped pgtable pgtable_generic
-        remove_migration rmqueue split_huge_page_tail swap_io
+        page_flags page_ref page_vma_mapped pgtable
+        remove_migration split_huge_page_tail swap_io
         swap_state swapfile swapops syscall try_to_unmap vma_adjust vma_prot vmstat
     """,
     "check": """
