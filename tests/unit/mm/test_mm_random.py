@@ -16,6 +16,7 @@ from concur_thp.config import PAGE_SHIFT, PAGE_SIZE
 from concur_thp.machine import Machine
 from concur_thp.mm import filemap
 from concur_thp.mm.errno import EFAULT, ENOMEM
+from concur_thp.mm.file_table import file_alloc
 from concur_thp.mm.flags import (
     MADV_DONTNEED,
     MADV_FREE,
@@ -101,7 +102,7 @@ class World:
         self.nr = 1 << machine.config.order
         self.size = RANGES * self.nr
         self.first = 4 * self.nr
-        self.file = File(filemap.file_alloc(self.cpu, self.size, 5), 5)
+        self.file = File(file_alloc(self.cpu, self.size, 5), 5)
         self.models: dict[int, dict[int, MappedPage]] = {}
         self.heap: dict[int, int] = {}
         self.value = 0
