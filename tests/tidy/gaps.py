@@ -15,7 +15,7 @@ NO_TEST_YET = {
         migrate_move mm_types move_page_tables move_pages mremap munmap
         page_flags page_ref page_vma_mapped pgtable
         remove_migration split_huge_page_tail swap_io
-        swap_state swapfile swapops syscall try_to_unmap vma_adjust vma_prot vmstat
+        swapops syscall try_to_unmap vma_adjust vma_prot vmstat
     """,
     "check": """
         audit audit_counts audit_frames audit_lists audit_misc audit_rmap audit_tables audit_tlb clock events

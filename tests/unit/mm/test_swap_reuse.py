@@ -3,11 +3,22 @@
 from concur_thp.config import HPAGE_PMD_NR, PMD_SIZE
 from concur_thp.mm.huge_memory import split_huge_pmd
 from concur_thp.mm.mm_types import Page, mem_map
-from concur_thp.mm.page_flags import ClearFlag, PageSwapCache, PG_dirty, PG_writeback, SetFlag, TestFlag, compound_head
+from concur_thp.mm.page_flags import (
+    ClearFlag,
+    PageSwapCache,
+    PG_dirty,
+    PG_writeback,
+    SetFlag,
+    TestFlag,
+    compound_head,
+    tail_page,
+)
 from concur_thp.mm.page_lock import lock_page, unlock_page
 from concur_thp.mm.pgtable import entry_pfn, is_swap_entry, mm_pmd
 from concur_thp.mm.swap import lru_add_drain
 from concur_thp.mm.swap_reuse import page_trans_huge_map_swapcount, reuse_swap_page
+from concur_thp.mm.swap_state import add_to_swap
+from concur_thp.mm.swapfile import swap_duplicate, swap_free
 from concur_thp.mm.thp_sysfs import set_switch
 from concur_thp.program.pressure import swap_out_address
 from concur_thp.sync.rwsem import down_read, up_read
@@ -89,3 +100,21 @@ def test_the_subpage_that_is_mapped_most_decides(new_task) -> None:
     assert task.dontneed(A, N) == 0
     assert reuse(task, last) == (1, 1)
     assert page_trans_huge_map_swapcount(task.cpu, last) == 1
+
+
+def test_a_thp_leaves_the_cache_only_when_the_one_swap_pte_left_is_this_subpages(new_task) -> None:
+    task = new_task(swap="8M")
+    set_switch("enabled", "always")
+    task.mmap(A, int(N))
+    task.store(A, 1)
+    lru_add_drain(task.cpu)
+    page = Page(int(mem_map[entry_pfn(task.pmd(A))]))
+    lock_page(task.cpu, page)
+    assert add_to_swap(task.cpu, page)
+    unlock_page(task.cpu, page)
+    entry = page.private
+    task.munmap(A, int(N) - 2)
+    swap_duplicate(task.cpu, entry)  # The first page is being mapped: its pte still counts as a swap pte.
+    assert reuse(task, tail_page(page, 1)) == (1, 3) and PageSwapCache(page)
+    assert reuse(task, page) == (1, 3) and not PageSwapCache(page)
+    swap_free(task.cpu, entry)
