@@ -143,6 +143,9 @@ class Explorer:
                     kind, value = message
                     if kind == "broken":
                         raise EmulatorError(value)
+                    if kind == "refused":
+                        error, text = value
+                        raise error from EmulatorError(text)
                     if kind == "error":
                         logger.error("a cell failed: {}", value)
                         raise EmulatorError(f"a cell failed: {value.strip().splitlines()[-1]}")
@@ -255,6 +258,8 @@ def cell_life(explorer: Explorer, number: int, core: int, sender: Any, words: mm
             sender.send(("done", (tally, failure)))
     except EmulatorError as error:
         sender.send(("broken", str(error)))
+    except (OSError, MemoryError) as error:  # A limit of this computer, as likely as not: cli.py knows.
+        sender.send(("refused", (error, traceback.format_exc())))
     except BaseException:
         sender.send(("error", traceback.format_exc()))
     os._exit(0)

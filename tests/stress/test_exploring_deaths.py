@@ -1,5 +1,6 @@
 """Cells that die, stand still or are stopped: what is a finding, what came from outside, and that nothing is left."""
 
+import errno
 import os
 import signal
 import struct
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from concur_thp import cli
 from concur_thp.errors import EmulatorError
 from concur_thp.sched.state import sched
 from stress.breaking.hunt import undisturbed
@@ -159,3 +161,16 @@ def test_when_the_parent_is_killed_its_cells_end(tmp_path):
     assert pids
     wait_for(lambda: not any(is_running(int(pid)) for pid in pids), "the cells' end")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOMEM, "Cannot allocate memory"), MemoryError()], ids=["mmap", "malloc"])
+def test_a_cell_that_gets_no_memory_is_wrong_usage(monkeypatch, capsys, tmp_path, error):
+    """RLIMIT_AS lets the process itself start and refuses a cell its machine: a limit of this computer, no fault of ours."""
+
+    def refused(job):
+        raise error
+
+    monkeypatch.setattr("stress.exploring.explorer.Cell", refused)
+    assert cli.run(["explore", PCT.scenario, "--seconds", "100", "--run-dir", str(tmp_path / "runs"), "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "Cannot allocate memory: " in said and "ulimit -v" in said
