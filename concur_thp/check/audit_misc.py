@@ -13,7 +13,7 @@ from concur_thp.mm.flags import MMF_HUGE_ZERO_PAGE, MMF_VM_HUGEPAGE
 from concur_thp.mm.mm_slots import khugepaged_scan
 from concur_thp.mm.mm_types import NIL, PAGE_TYPE_TABLE, anon_vmas, mem_map
 from concur_thp.mm.page_flags import PG_head, PG_locked, PG_waiters
-from concur_thp.sync.rwsem import RwSem
+from concur_thp.sync.rwsem_queue import RwSem
 from concur_thp.sync.spinlock import SpinLock
 
 

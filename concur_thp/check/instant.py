@@ -35,7 +35,7 @@ from concur_thp.check.instant_windows import (
 from concur_thp.config import HPAGE_PMD_ORDER, NR_CPUS
 from concur_thp.mm.mm_types import Entry, Mm, Page, Vma
 from concur_thp.mm.page_flags import PageHead, page_to_pfn
-from concur_thp.sync.rwsem import RwSem
+from concur_thp.sync.rwsem_queue import RwSem
 from concur_thp.sync.spinlock import SpinLock
 
 NR_POINTS = 160

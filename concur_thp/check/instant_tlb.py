@@ -20,7 +20,7 @@ from concur_thp.mm.pgtable import (
     pte_offset,
 )
 from concur_thp.mm.tlb_batch import FLUSHED_SHIFT, PENDING_MASK
-from concur_thp.sync.rwsem import RWSEM_WRITER
+from concur_thp.sync.rwsem_queue import RWSEM_WRITER
 from concur_thp.sync.spinlock import WAITERS, SpinLock
 
 CPU_RUNNING = int(CpuState.RUNNING)

@@ -28,7 +28,7 @@ from concur_thp.mm.pgtable import (
     table_entry,
 )
 from concur_thp.sync.lockdep import SEGMENT
-from concur_thp.sync.rwsem import RwSem
+from concur_thp.sync.rwsem_queue import RwSem
 
 TABLE_BASE = TABLES
 SOME_PTES = 4

@@ -17,7 +17,7 @@ from concur_thp.check.views import view
 from concur_thp.config import NR_CPUS, MachineConfig
 from concur_thp.mm.mm_types import mem_map
 from concur_thp.sync.lockdep import CLASS_MASK
-from concur_thp.sync.rwsem import RWSEM_READERS, RWSEM_WRITER, RwSem
+from concur_thp.sync.rwsem_queue import RWSEM_READERS, RWSEM_WRITER, RwSem
 from concur_thp.sync.spinlock import WAITERS, SpinLock
 
 ZONE_NAMES = ("DMA32", "Normal", "Movable")

@@ -7,7 +7,7 @@ never handed out) and NIL for pfns.
 from concur_thp.arch.shared import SharedArray, SharedOne
 from concur_thp.arch.struct import I8, I16, I32, I64, Struct, atomic, embed, field
 from concur_thp.config import FRAME_WORDS, NR_CPUS, TABLE_WORDS
-from concur_thp.sync.rwsem import RwSem
+from concur_thp.sync.rwsem_queue import RwSem
 from concur_thp.sync.spinlock import SpinLock
 
 NIL = -1

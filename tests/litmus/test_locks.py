@@ -18,7 +18,6 @@ from concur_thp.arch.tlbflush import flush_tlb_mm_range, switch_mm
 from concur_thp.sync.bit_lock import FlagWord, bit_lock, bit_unlock
 from concur_thp.sync.lock_classes import LRU_LOCK, MMAP_SEM, PAGE_LOCK, PTE_PTL
 from concur_thp.sync.rwsem import (
-    RWSEM_WAITERS,
     down_read,
     down_read_trylock,
     down_write,
@@ -26,6 +25,7 @@ from concur_thp.sync.rwsem import (
     up_read,
     up_write,
 )
+from concur_thp.sync.rwsem_queue import RWSEM_WAITERS
 from concur_thp.sync.spinlock import (
     WAITERS,
     spin_lock,

@@ -6,7 +6,8 @@ from concur_thp.arch.shared import SharedArray, SharedOne
 from concur_thp.arch.struct import I64, Struct, atomic, embed, field
 from concur_thp.machine import Machine
 from concur_thp.sync.lock_classes import FIRST_USER_CLASS, LOCK_CLASSES
-from concur_thp.sync.rwsem import RwSem, init_rwsem
+from concur_thp.sync.rwsem import init_rwsem
+from concur_thp.sync.rwsem_queue import RwSem
 from concur_thp.sync.spinlock import SpinLock, spin_lock_init
 
 USER_A, USER_B, USER_C = FIRST_USER_CLASS + 4, FIRST_USER_CLASS + 5, FIRST_USER_CLASS + 6

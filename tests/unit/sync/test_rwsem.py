@@ -4,16 +4,13 @@ from contextlib import nullcontext
 
 import pytest
 
-from concur_thp.arch.cpu import Cpu, cpus
+from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import interpreted, kernel
 from concur_thp.errors import KernelBug
 from concur_thp.sync.lock_classes import MMAP_SEM
 from concur_thp.sync.lockdep import HELD_READ
 from concur_thp.sync.rwsem import (
-    RWSEM_WAITERS,
     RWSEM_WRITER,
-    WAIT_READ,
-    WAIT_WRITE,
     RwSem,
     assert_held,
     assert_held_write,
@@ -87,34 +84,3 @@ def test_asserting_what_is_not_held_is_a_bug(machine_factory):
             held_write(machine.cpu(0), sem)
         with pytest.raises(KernelBug, match="rwsem not held "):
             held(machine.cpu(1), sem)
-
-
-@pytest.mark.parametrize("kinds", [(WAIT_WRITE,), (WAIT_READ, WAIT_READ), (WAIT_READ, WAIT_WRITE)])
-def test_whoever_is_told_that_it_owns_the_semaphore_may_free_it(machine_factory, monkeypatch, kinds):
-    """The granter used to store into wait_lock afterwards, in what the new owner may have freed and given away."""
-    machine = boot(machine_factory, cpus=3)
-    sem = lock(MMAP_SEM).sem
-    holder, *waiters = (machine.cpu(n) for n in range(3))
-    told = []
-
-    def wake(address, count):
-        told.append(sem.wait_lock.load())
-        sem.wait_lock.store(99)  # The owner has freed it, and somebody else keeps something there.
-
-    with interpreted():
-        down_write(holder, sem)
-        sem.count.or_(RWSEM_WAITERS)
-        for waiter, kind in zip(waiters, kinds, strict=False):
-            waiter.wait_kind, waiter.wait_next = kind, 0
-            if sem.head == 0:
-                sem.head = waiter.id + 1
-            else:
-                cpus[sem.tail - 1].wait_next = waiter.id + 1
-            sem.tail = waiter.id + 1
-        monkeypatch.setattr("concur_thp.sync.rwsem.futex_wake", wake)
-        up_write(holder, sem)
-    granted = 1 if WAIT_WRITE in kinds else 2
-    assert [waiter.wait_granted.load() for waiter in waiters[:len(kinds)]] == [1] * granted + [0] * (len(kinds) - granted)
-    assert told[0] == 0 and len(told) == granted and sem.wait_lock.load() == 99
-    assert sem.head == (3 if len(kinds) > granted else 0)
-    assert bool(sem.count.load() & RWSEM_WAITERS) == (len(kinds) > granted)
