@@ -30,6 +30,8 @@ HUNG_SECONDS = 20.0
 """A CPU that counted no operation and no lock operation for so long, while others could run, is hung."""
 CRASHES = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL")
 """Signals that a process sends itself: native kernel code went astray, which the emulated kernel must not."""
+MOST_OF_A_LOOK = 1.0
+"""Seconds between two looks that count at most: a run that was stopped as a whole (Ctrl-Z, a debugger) has not hung."""
 GRACE_SECONDS = HUNG_SECONDS
 """How long CPUs may take to finish their operation once asked to stop."""
 
@@ -65,6 +67,7 @@ class Crew:
         self._processes: dict[int, tuple[Role, Any, Any]] = {}
         self._moved: dict[int, tuple[tuple[int, int, int], float]] = {}
         self.outcome = Outcome()
+        self._watched, self._looked = 0.0, time.monotonic()
         self._interrupted = False
         self._handler: Any = None
 
@@ -158,8 +161,15 @@ class Crew:
         what = explain_bug()
         self.outcome = Outcome("bug", system.bug_cpu, what, self._report(what), self.outcome.results)
 
-    def _check_movement(self) -> None:
+    def _seconds_watched(self) -> float:
+        """How long this process has been looking, without what it slept through."""
         now = time.monotonic()
+        self._watched += min(now - self._looked, MOST_OF_A_LOOK)
+        self._looked = now
+        return self._watched
+
+    def _check_movement(self) -> None:
+        now = self._seconds_watched()
         for role, _, _ in self._processes.values():
             cpu = cpus[role.cpu]
             sign = (cpu.ops, cpu.beat, cpu.ipis)
@@ -177,8 +187,8 @@ class Crew:
     def _finish(self) -> None:
         """Ask everybody to stop, give them time, end who does not."""
         system.stop.store(1)
-        deadline = time.monotonic() + (GRACE_SECONDS if self.outcome.kind == "done" else 0.0)
-        while self._processes and time.monotonic() < deadline and self.outcome.kind == "done":
+        deadline = self._seconds_watched() + (GRACE_SECONDS if self.outcome.kind == "done" else 0.0)
+        while self._processes and self._watched < deadline and self.outcome.kind == "done":
             self._look(None)
         if self._processes and self.outcome.kind == "done":
             late = [role for role, _, _ in self._processes.values()]
