@@ -76,6 +76,7 @@ def savedwrite(entry: int, prot_numa: int):
 
     It has to: hints come under mmap_sem read. A COW that copies without the ptl takes a read-only entry of the same page for
     proof that nobody has written to it meanwhile; nothing else under mmap_sem read makes a writable entry read-only in place.
+    (A migration entry keeps its write bit for the same reason.)
     """
     return entry & _PAGE_RW if prot_numa else 0
 

@@ -106,7 +106,7 @@ def change_huge_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, newprot: int, pro
     Context: mmap_sem write, for a hint read; the caller has raised tlb_flush_pending; takes the pmd ptl, flushes under it.
     Return: 0 when it was no longer huge; 1 when there was no translation to flush; else HPAGE_PMD_NR.
     Linux: mm/huge_memory.c change_huge_pmd
-    Differs: a hint is given to the huge zero page too, and to a pmd that has one.
+    Differs: a hint is given to the huge zero page too, and to a pmd that has one; it leaves a migration entry its write bit.
     """
     if not pmd_trans_huge_lock(cpu, pmd):
         return 0
@@ -115,7 +115,7 @@ def change_huge_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, newprot: int, pro
     changed = 1
     if is_swap_pmd(old):
         bug_on(cpu, not is_pmd_migration_entry(old), "huge pmd neither present nor migrating (value: pmd)", old, addr)
-        if pte_write(old):
+        if pte_write(old) and not prot_numa:
             set_entry(pmd, old & ~_PAGE_RW)
     else:
         entry = pmd_modify(pmdp_invalidate(cpu, mms[vma.vm_mm], addr, pmd), newprot) | savedwrite(old, prot_numa)

@@ -65,7 +65,7 @@ def change_pte(pte: Entry, newprot: int, prot_numa: int):
         # Down and up again under the ptl: from the exchange on hardware cannot set a bit in the old value (1.4).
         set_entry(pte, pte_modify(get_and_clear(pte), newprot) | savedwrite(old, prot_numa))
         return 1
-    if is_migration_entry(old) and pte_write(old):
+    if is_migration_entry(old) and pte_write(old) and not prot_numa:
         set_entry(pte, old & ~_PAGE_RW)
         return 1
     return 0
@@ -78,8 +78,8 @@ def change_pte_range(cpu: Cpu, vma: Vma, pmd: Entry, addr: int, end: int, newpro
     Context: mmap_sem; takes the pte ptl. The caller flushes.
     Return: entries changed.
     Linux: mm/mprotect.c change_pte_range
-    Differs: a hint is given to zero pages too, and to entries that have one; no file system that wants to be told of writes
-    (dirty_accountable).
+    Differs: a hint is given to zero pages too, and to entries that have one, and leaves migration entries their write bit; no
+    file system that wants to be told of writes (dirty_accountable).
     """
     if pmd_trans_unstable(pmd):
         return 0
