@@ -178,6 +178,7 @@ def dup_vma(cpu: Cpu, mm: Mm, oldmm: Mm, mpnt: Vma):
     Context: mmap_sem write of both.
     Return: 0 or -ENOMEM.
     Linux: kernel/fork.c dup_mmap, the body of its loop
+    Differs: no VM_WIPEONFORK.
     """
     assert_held_write(cpu, mm.mmap_sem)
     # 3.12.2

@@ -198,6 +198,7 @@ def do_user_addr_fault(cpu: Cpu, addr: int, error_code: int):
     Context: nothing held; takes mmap_sem read. May sleep.
     Return: 0: try the access again; -EFAULT (SIGSEGV, SIGBUS); -EHWPOISON; -ENOMEM.
     Linux: arch/x86/mm/fault.c __do_page_fault
+    Differs: no stack pointer that an access could be too far below; no memory is an error of the access, nobody is killed.
     """
     mm = mms[cpu.context]
     mm.faults.add(1)
