@@ -39,6 +39,7 @@ from concur_thp.mm.mm_types import Mm, mms, percpu
 from concur_thp.mm.swap import lru_add_drain
 from concur_thp.mm.syscall import sys_brk, sys_madvise, sys_mmap, sys_mprotect, sys_mremap, sys_munmap
 from concur_thp.mm.thp_sysfs import set_switch
+from concur_thp.mm.truncate import drop_caches
 from concur_thp.mm.uaccess import user_load, user_store
 from concur_thp.mm.vma_tree import vma_at
 from concur_thp.mm.vmstat import vmstat
@@ -335,7 +336,7 @@ def run(machine: Machine, seed: int, steps: int, every: int) -> None:
         world.check()
         exit_mm(world.cpu)
     khugepaged_do_scan(world.cpu, 100)
-    filemap.drop_caches(world.cpu)
+    drop_caches(world.cpu)
     lru_add_drain(world.cpu)
     result = audit(machine.config, expect_empty=True)
     assert not result.violations, result.violations
