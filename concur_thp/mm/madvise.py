@@ -3,7 +3,7 @@
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.linker import inline, kernel
 from concur_thp.config import PAGE_MASK, PAGE_SHIFT
-from concur_thp.mm.errno import EINVAL, ENOMEM
+from concur_thp.mm.errno import EAGAIN, EINVAL, ENOMEM
 from concur_thp.mm.flags import (
     MADV_DONTNEED,
     MADV_FREE,
@@ -17,7 +17,7 @@ from concur_thp.mm.madvise_free import madvise_free_single_vma
 from concur_thp.mm.mm_slots import khugepaged_enter_vma_merge
 from concur_thp.mm.mm_types import Mm, Vma, mms
 from concur_thp.mm.munmap import PAGE_ALIGN
-from concur_thp.mm.vma_adjust import split_vma
+from concur_thp.mm.vma_adjust import __split_vma, map_count_reached
 from concur_thp.mm.vma_merge import vma_merge
 from concur_thp.mm.vma_tree import find_vma, vma_next, vma_prev
 from concur_thp.mm.zap import zap_page_range
@@ -30,12 +30,20 @@ def madvise_need_mmap_write(advice: int):
     return advice not in (MADV_DONTNEED, MADV_FREE)
 
 
+@inline
+def split_for_advice(cpu: Cpu, mm: Mm, vma: Vma, addr: int, new_below: int):
+    """split_vma() that tells a limit, which stays (-ENOMEM), from memory that is short right now (-EAGAIN)."""
+    if map_count_reached(mm, 1):
+        return -ENOMEM
+    return 0 if __split_vma(cpu, mm, vma, addr, new_below) == 0 else -EAGAIN
+
+
 @kernel
 def madvise_behavior(cpu: Cpu, vma: Vma, prev: Vma, start: int, end: int, advice: int):
     """HUGEPAGE, NOHUGEPAGE: flags of the vma, which may be merged or split for it. No entry changes but by the split.
 
     Context: mmap_sem write.
-    Return: 0 with the vma that has the range now in cpu.scratch[0]; -ENOMEM.
+    Return: 0 with the vma that has the range now in cpu.scratch[0]; -ENOMEM: too many vmas; -EAGAIN: out of memory.
     Linux: mm/madvise.c madvise_behavior, mm/khugepaged.c hugepage_madvise
     """
     mm = mms[vma.vm_mm]
@@ -52,10 +60,13 @@ def madvise_behavior(cpu: Cpu, vma: Vma, prev: Vma, start: int, end: int, advice
         if merged:
             vma = merged
         else:
-            if start != vma.vm_start and split_vma(cpu, mm, vma, start, 1) != 0:
-                return -ENOMEM
-            if end != vma.vm_end and split_vma(cpu, mm, vma, end, 0) != 0:
-                return -ENOMEM
+            error = 0
+            if start != vma.vm_start:
+                error = split_for_advice(cpu, mm, vma, start, 1)
+            if error == 0 and end != vma.vm_end:
+                error = split_for_advice(cpu, mm, vma, end, 0)
+            if error != 0:
+                return error
         vma.vm_flags = new_flags
     cpu.scratch[0] = int(vma)
     return 0
@@ -66,7 +77,7 @@ def madvise_vma(cpu: Cpu, vma: Vma, prev: Vma, start: int, end: int, advice: int
     """The advice for a part of one vma.
 
     Context: mmap_sem, write for HUGEPAGE and NOHUGEPAGE.
-    Return: 0 with the vma that has the range now in cpu.scratch[0]; -EINVAL, -ENOMEM.
+    Return: 0 with the vma that has the range now in cpu.scratch[0]; -EINVAL, -ENOMEM, -EAGAIN.
     Linux: mm/madvise.c madvise_vma, madvise_dontneed_free
     """
     error = 0
@@ -87,7 +98,7 @@ def madvise_range(cpu: Cpu, mm: Mm, start: int, end: int, advice: int):
     """The advice vma by vma; holes are passed over, and make it -ENOMEM in the end.
 
     Context: mmap_sem, write for HUGEPAGE and NOHUGEPAGE.
-    Return: 0, -EINVAL, -ENOMEM.
+    Return: 0, -EINVAL, -ENOMEM, -EAGAIN.
     Linux: mm/madvise.c madvise
     """
     unmapped_error = 0
@@ -119,7 +130,7 @@ def do_madvise(cpu: Cpu, mm: Mm, start: int, length: int, advice: int):
     """madvise.
 
     Context: takes mmap_sem: read for DONTNEED and FREE, else write.
-    Return: 0, -EINVAL, -ENOMEM.
+    Return: 0, -EINVAL, -ENOMEM, -EAGAIN.
     Linux: mm/madvise.c madvise
     Differs: four advices; the others are -EINVAL.
     """

@@ -41,7 +41,7 @@ from concur_thp.mm.flags import (
 from concur_thp.mm.mm_slots import khugepaged_enter_vma_merge
 from concur_thp.mm.mm_types import Mm, Vma, anon_vmas, files, mms
 from concur_thp.mm.munmap import PAGE_ALIGN, do_munmap, exit_mmap, vm_munmap
-from concur_thp.mm.vma_adjust import map_count_reached, split_vma, vm_area_alloc, vma_adjust
+from concur_thp.mm.vma_adjust import map_count_reached, split_vma, vm_area_alloc, vm_area_free, vma_adjust
 from concur_thp.mm.vma_merge import vma_merge
 from concur_thp.mm.vma_prot import mlock_limit_reached, mmap_switches, vma_prot_bits
 from concur_thp.mm.vma_tree import find_vma, find_vma_index, vma_at, vma_interval_tree_insert, vma_link
@@ -100,6 +100,7 @@ def get_unmapped_area(cpu: Cpu, mm: Mm, addr: int, length: int, fixed: int):
     Context: mmap_sem.
     Return: an address, -EINVAL, -ENOMEM.
     Linux: mm/mmap.c get_unmapped_area, arch_get_unmapped_area_topdown
+    Differs: an address that is not fixed is no hint; nothing is sought above mmap_base when there is no room below.
     """
     if length <= 0 or length > TASK_SIZE:
         return -ENOMEM
@@ -126,7 +127,8 @@ def do_mmap(cpu: Cpu, mm: Mm, addr: int, length: int, prot: int, flags: int, fil
     Context: mmap_sem write.
     Return: the address, -EINVAL, -ENOMEM.
     Linux: mm/mmap.c do_mmap
-    Differs: nothing is populated; MAP_STACK means something only with the switch map_stack_nohuge.
+    Differs: nothing is populated; MAP_STACK means something only with the switch map_stack_nohuge; max_map_count is the most,
+    where v4.20 looks for more than that before it adds one.
     """
     assert_held_write(cpu, mm.mmap_sem)
     length = PAGE_ALIGN(length)
@@ -158,13 +160,15 @@ def mmap_region(cpu: Cpu, mm: Mm, addr: int, length: int, vm_flags: int, file: i
         vm_flags = vm_flags | VM_ACCOUNT
     if vma_merge(cpu, mm, vma_before(mm, addr), addr, addr + length, vm_flags, 0, file, pgoff):
         return addr
-    if file == 0 and vm_flags & VM_SHARED != 0:  # shmem_zero_setup
-        file = file_alloc(cpu, length >> PAGE_SHIFT, 0)
-        if file < 0:
-            return -ENOMEM
+    # The vma first: a file that no vma ever mapped would have nobody whose end is its own.
     vma = vm_area_alloc(cpu, mm)
     if not vma:
         return -ENOMEM
+    if file == 0 and vm_flags & VM_SHARED != 0:  # shmem_zero_setup
+        file = file_alloc(cpu, length >> PAGE_SHIFT, 0)
+        if file < 0:
+            vm_area_free(cpu, vma)
+            return -ENOMEM
     vma.vm_start = addr
     vma.vm_end = addr + length
     vma.vm_flags = vm_flags

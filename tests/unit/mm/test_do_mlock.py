@@ -216,3 +216,16 @@ def test_what_the_audit_says_when_one_of_them_is_forgotten(new_task, edits, law)
     lru_add_drain(task.cpu)
     assert law in audit(task.machine.config).laws()
     system.panicked.store(1)  # Broken for good: the machine is not to be audited once more.
+
+
+def test_who_only_moves_is_not_asked_for_the_limit(new_task):
+    """The limit has become smaller since: what is locked stays so, wherever it goes."""
+    task = new_task()
+    task.mmap(ADDR, 4)
+    assert do_mlock(task.cpu, task.mm, ADDR, 4 * PAGE_SIZE) == 0
+    limit, mmap_switches.memlock = mmap_switches.memlock, 2
+    new = ADDR + 64 * PAGE_SIZE
+    assert do_mremap(task.cpu, task.mm, ADDR, 4 * PAGE_SIZE, 4 * PAGE_SIZE, new) == new
+    assert do_mremap(task.cpu, task.mm, new, 4 * PAGE_SIZE, 5 * PAGE_SIZE, 0) == -EAGAIN
+    mmap_switches.memlock = limit
+    assert task.mm.locked_vm == 4

@@ -10,13 +10,21 @@ from concur_thp.arch.irq import cpu_resume
 from concur_thp.check.audit import audit
 from concur_thp.config import HPAGE_PMD_SIZE, PAGE_SIZE
 from concur_thp.machine import Machine
-from concur_thp.mm.errno import ENOMEM
-from concur_thp.mm.flags import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE
+from concur_thp.mm.errno import EAGAIN, ENOMEM
+from concur_thp.mm.flags import (
+    GFP_HIGHUSER_MOVABLE,
+    GFP_KERNEL,
+    MADV_HUGEPAGE,
+    MAP_ANONYMOUS,
+    MAP_FIXED,
+    MAP_PRIVATE,
+    MAP_SHARED,
+)
 from concur_thp.mm.fork import dup_mm, exec_mmap, exit_mm, mmput
-from concur_thp.mm.mm_types import POOL_VMA, Mm, Page, mem_map, mms, percpu, pools, zones
+from concur_thp.mm.mm_types import POOL_FILE, POOL_VMA, Mm, Page, mem_map, mm_globals, mms, percpu, pools, zones
 from concur_thp.mm.page_alloc import __free_pages, alloc_page
 from concur_thp.mm.slab import kmem_cache_alloc, kmem_cache_free
-from concur_thp.mm.syscall import sys_mmap, sys_mprotect, sys_mremap, sys_munmap
+from concur_thp.mm.syscall import sys_madvise, sys_mmap, sys_mprotect, sys_mremap, sys_munmap
 from concur_thp.mm.uaccess import user_load, user_store
 
 BASE = 1 << 22
@@ -161,3 +169,54 @@ def test_the_limit_of_vmas() -> None:
         task.check()
         exit_mm(task.cpu)
         assert in_use() == [0] * 4
+
+
+@contextmanager
+def no_vmas(task: Task) -> Iterator[None]:
+    """Every vma struct is somebody else's."""
+    hogged = list(iter(lambda: kmem_cache_alloc(task.cpu, POOL_VMA), 0))
+    yield
+    for number in hogged:
+        kmem_cache_free(task.cpu, POOL_VMA, number)
+
+
+def test_shared_memory_without_vmas() -> None:
+    """Its file was made first, and no vma's end was its own."""
+    with Machine(memory="4M", order=3, cpus=1, vmas=40) as machine:
+        task = Task(machine)
+        before = pools[POOL_FILE].in_use.read()
+        with no_vmas(task):
+            assert sys_mmap(task.cpu, BASE, PAGE_SIZE, 3, MAP_FIXED | MAP_SHARED | MAP_ANONYMOUS, 0, 0) == -ENOMEM
+        assert pools[POOL_FILE].in_use.read() == before
+        task.check()
+
+
+def test_shared_memory_that_no_file_is_long_enough_for() -> None:
+    with Machine(memory="4M", order=3, cpus=1) as machine:
+        task = Task(machine)
+        before = in_use()
+        length = (mm_globals.file_pages + 1) * PAGE_SIZE
+        assert sys_mmap(task.cpu, BASE, length, 3, MAP_FIXED | MAP_SHARED | MAP_ANONYMOUS, 0, 0) == -ENOMEM
+        assert in_use() == before
+        task.check()
+
+
+@pytest.mark.parametrize("page", [0, 1, 3])
+def test_advice_without_vmas(page: int) -> None:
+    """madvise says -EAGAIN when memory is short, and keeps -ENOMEM for holes and for max_map_count."""
+    with Machine(memory="4M", order=3, cpus=1, vmas=40) as machine:
+        task = Task(machine)
+        task.map(BASE, 4 * PAGE_SIZE)
+        with no_vmas(task):
+            assert sys_madvise(task.cpu, BASE + page * PAGE_SIZE, PAGE_SIZE, MADV_HUGEPAGE) == -EAGAIN
+        assert task.mm.map_count == 1
+        assert sys_madvise(task.cpu, BASE + page * PAGE_SIZE, PAGE_SIZE, MADV_HUGEPAGE) == 0
+        task.check()
+
+
+def test_advice_at_the_limit_of_vmas() -> None:
+    with Machine(memory="4M", order=3, cpus=1, max_map_count=3) as machine:
+        task = Task(machine)
+        task.map(BASE, 4 * PAGE_SIZE)
+        assert sys_madvise(task.cpu, BASE, PAGE_SIZE, MADV_HUGEPAGE) == -ENOMEM
+        task.check()
