@@ -12,6 +12,14 @@ from stress.compare import main
 from stress.compare.interrupt import heard_ctrl_c
 
 
+@pytest.fixture(autouse=True)
+def hears_ctrl_c():
+    """As a command of a terminal does: what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_ctrl_c_is_heard_at_once():
     with pytest.raises(KeyboardInterrupt), heard_ctrl_c():
         signal.raise_signal(signal.SIGINT)
@@ -29,13 +37,10 @@ def test_one_that_came_to_nothing_is_heard_later():
 
 
 def test_who_does_not_hear_ctrl_c_is_left_alone():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with heard_ctrl_c() as check:
-            signal.raise_signal(signal.SIGINT)
-            check()
-    finally:
-        signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with heard_ctrl_c() as check:
+        signal.raise_signal(signal.SIGINT)
+        check()
 
 
 class Nobody:
