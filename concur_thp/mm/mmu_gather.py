@@ -111,6 +111,7 @@ def tlb_remove_table(cpu: Cpu, pfn: int):
         # Nothing was mapped by it; the flush is still needed, for those walkers.
         adjust_range(tlb, tlb.limit_start, tlb.limit_end)
     nr = tlb.nr_tables
+    bug_on(cpu, nr >= MMU_GATHER_TABLES, "tlb_remove_table: the gather is full (values: pfn, tables)", pfn, nr)
     tlb.tables[nr].value = pfn
     tlb.nr_tables = nr + 1
     if nr + 1 == MMU_GATHER_TABLES:

@@ -8,6 +8,9 @@ NOT_PLAYED = "no part of a scenario: whoever needs pages reclaims, and compacts,
 IRQS_OFF = ("its irqs are off: who changed the entry and is about to free or move the page waits for this CPU's answer to its"
             " flush, and then sees the reference; X28 breaks both")
 TABLE_STAYS = "mmap_sem is held for writing: nobody throws anything away, and an rmap walk only turns huge pmds into tables"
+ASKED_UNDER_PTL = "saves a lock: who is called asks again under the ptl, and says that it was no huge pmd"
+FREE_IS_ADVICE = "nothing is freed lazily, which is all that MADV_FREE promises; `compare` would see it"
+SLOT_STAYS = "the slot stays with its page until reclaim finds that nobody needs it"
 HARMLESS: dict[tuple[str, str], str] = {
     ("wake_all_kswapds", "if kswapd_wait.asleep.load() != 0 (always)"): "saves a system call: nobody waits for this wake-up",
     ("wake_all_kswapds", "if kswapd_wait.asleep.load() != 0 (never)"): NOT_PLAYED,
@@ -60,6 +63,46 @@ HARMLESS: dict[tuple[str, str], str] = {
     ("unpoison_memory", "if page_mapped(page) or PageSwapCache(page) or page_ref_count(page) > 1"):
         "scenarios unpoison when every program has ended",
     ("drop_swap_cache", "lock_page(cpu, page)"): "called when all other CPUs stand still",
+    ("collapse_pmd", "spin_lock(cpu, pte_ptl)"):
+        "the table is detached, mmap_sem and the anon_vma are held for write: nobody else gets there (I22)",
+    ("khugepaged_scan_mm_slot", "if finished or khugepaged_test_exit(mm) (always)"):
+        "the rest of the mm waits for the next round; collect_mm_slot() asks itself whether the mm is dead",
+    ("collect_mm_slot", "if not khugepaged_test_exit(mm)"):
+        "a live mm leaves the list, flag and reference with it: its next huge fault enters it again",
+    ("handle_mm_fault", "if pmd_none(orig_pmd)"): "small pages where a huge one was possible: that is always allowed (R2)",
+    ("handle_mm_fault", "if is_swap_pmd(orig_pmd)"):
+        "handle_pte_fault() finds the pmd unstable and the access is tried again: it polls where it should sleep",
+    ("huge_pmd_set_accessed", "if pmd.val.load() == orig_pmd and flags & FAULT_FLAG_WRITE != 0 (never)"):
+        "the entry allows the access already: the walk that tries it again sets both bits itself",
+    ("move_whole_pmd", "if not is_swap_pmd(old) and (not pmd_trans_huge(old))"):
+        "move_huge_pmd() and __split_huge_pmd() ask under the ptl; a table stays one under mmap_sem write",
+    ("zap_pmd", "if pmd_trans_huge(value) or is_swap_pmd(value) (always)"): ASKED_UNDER_PTL,
+    ("madvise_free_pmd", "if pmd_trans_huge(old) (always)"): ASKED_UNDER_PTL,
+    ("madvise_free_pmd", "if pmd_trans_huge(old) (never)"): FREE_IS_ADVICE,
+    ("madvise_free_pmd", "if not done and (not pmd_trans_unstable(pmd)) (never)"): FREE_IS_ADVICE,
+    ("make_page_clean", "if not TestFlag(page, PG_dirty) and (not PageSwapCache(page))"):
+        "saves the page lock; a clean page that is shared is then kept, as a dirty one is",
+    ("migrate_pfn", "if compound_head(page) == head (never)"): "always -EBUSY, which is always allowed",
+    ("migrate_pfn", "if compound_head(page) == head (always)"):
+        "what was the head is moved, of which there is a reference: another page than was asked for, but a page",
+    ("ptep_clear_flush", "if old & _PAGE_PRESENT or (old & _PAGE_PROTNONE and mm.tlb_flush_pending.load() > 0) (always)"):
+        "flushes more than it has to",
+    ("activate_page",
+     "if head.flags.read() & (1 << PG_lru | 1 << PG_active | 1 << PG_unevictable) == 1 << PG_lru (always)"):
+        "activate_fn() asks again under lru_lock",
+    ("activate_page",
+     "if head.flags.read() & (1 << PG_lru | 1 << PG_active | 1 << PG_unevictable) == 1 << PG_lru (never)"):
+        "which list a page is on says only who is reclaimed first",
+    ("activate_locked", "if PageSwapCache(page) and (vm_swap_full() or mlocked) (always)"):
+        "try_to_free_swap() asks what must hold; the page is written once more when it goes out again",
+    ("activate_locked", "if PageSwapCache(page) and (vm_swap_full() or mlocked) (never)"): SLOT_STAYS,
+    ("free_swap_cache", "if PageSwapCache(page) (always)"): "saves the page lock: try_to_free_swap() asks with it held",
+    ("free_swap_cache", "if PageSwapCache(page) (never)"): SLOT_STAYS,
+    ("free_swap_and_cache", "if not page_mapped(page) or vm_swap_full() (always)"):
+        "try_to_free_swap() asks what must hold; the page is written once more when it goes out again",
+    ("free_swap_and_cache", "if not page_mapped(page) or vm_swap_full() (never)"): SLOT_STAYS,
+    ("shrink_slab", "if pgdat.huge_zero_refcount.read() == 1 (never)"):
+        "an unused huge zero page stays: who finds no memory then says so, or takes small pages",
     ("set_tlb_ubc_flush_pending", "try_to_unmap_flush(cpu)"): "needs pages of 15 mms in one batch; programs have 8",
 }
 """(function, statement) -> why its loss cannot be noticed. Only what was thought through stands here."""

@@ -32,6 +32,8 @@ FIRST = ("pct", 3, 1)
 THEN = (("random", 2, 1), ("pct", 5, 1), ("pct", 2, 0), ("random", 4, 1), ("random", 1, 0), ("pct", 8, 1))
 """How the best of them are gone on with."""
 SCENARIOS_OF_A_CUT, BEST = 12, 4
+SEQUENCES_OF_A_CUT, ONCE = 6, 2
+"""Besides, so many scenarios of one CPU, which have one schedule and one outcome: once in each of two cells."""
 FIRST_SCHEDULES, SCHEDULES = 600, 6000
 """Of each scenario at first, and of the best in each other way. Counted, so that a loaded machine looks as well as a free
 one; --seconds says when it is enough."""
@@ -137,7 +139,10 @@ class Hunter:
 def attempts(visits: Sequence[Visit], seed: int) -> Iterator[tuple[Job, int]]:
     """What is played without a cut, and how often: every scenario that comes by for a moment, then the best ones."""
     strategy, depth, checks = FIRST
-    names = [visit.scenario for visit in visits[:SCENARIOS_OF_A_CUT]]
+    alone = [visit.scenario for visit in visits if len(SCENARIOS[visit.scenario].cpus) == 1][:SEQUENCES_OF_A_CUT]
+    for name in alone:
+        yield Job(name, seed=seed, strategy=strategy, depth=depth, checks=checks), ONCE
+    names = [visit.scenario for visit in visits if visit.scenario not in alone][:SCENARIOS_OF_A_CUT]
     for name in names:
         yield Job(name, seed=seed, strategy=strategy, depth=depth, checks=checks, audits=AUDITS), FIRST_SCHEDULES
     for strategy, depth, checks in THEN:

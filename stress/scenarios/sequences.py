@@ -81,6 +81,10 @@ SPLIT_PAGE_OF_PTES = sequence(
     "enter 0; queue: queued; pages: rss 0; frame: frame 0; old: count 0 1h 100; store 0 100; more: drain_split 4",
     split=0, queue=0, pages=("6e", 0), frame=(1, 1), old=("6e", "2e"), more=-1)
 
+SPLIT_PAGE_OF_PMD = sequence(
+    "split_page_of_pmd", "a huge page that only a pmd maps is split", ("R26", "R31", "R33"),
+    HUGE, "leave; split: split_frame 0", "frame: frame 0; enter 0; old: count 0 1h 100", split=0, frame=(1, 1), old=("1h", 0))
+
 SPLIT_PAGE_OF_BOTH = sequence(
     "split_page_of_both", "a huge page that a pmd of one process and ptes of another map is split", ("R26", "R27", "R29"),
     SHARED, "enter 0; split_pmd 0; leave; split: split_frame 0",
@@ -209,7 +213,8 @@ KERNELCORE = Scenario(
 SCENARIOS = (
     KERNELCORE, PARTIAL_DONTNEED, PARTIAL_DONTNEED_OF_PINNED, PARTIAL_THEN_UNMAP, MPROTECT_PART, MREMAP_PART, MREMAP_MISALIGNED,
     MREMAP_FAR,
-    PIN_OF_TAIL, PIN_AFTER_SPLIT_PMD, REUSE_LAST_SUBPAGE, SPLIT_PAGE_OF_PTES, SPLIT_PAGE_OF_BOTH, SPLIT_PAGE_BY_TAIL,
+    PIN_OF_TAIL, PIN_AFTER_SPLIT_PMD, REUSE_LAST_SUBPAGE, SPLIT_PAGE_OF_PTES, SPLIT_PAGE_OF_PMD, SPLIT_PAGE_OF_BOTH,
+    SPLIT_PAGE_BY_TAIL,
     FORK_THEN_WRITE, FORK_THEN_CHILD_WRITES,
     FORK_OF_PTES, FORK_SPLIT_ONE, MIGRATE_SMALL, MIGRATE_SMALL_OF_SPLIT_PMD, MIGRATE_SMALL_TARGET, MIGRATE_OF_PINNED,
     LAZYFREE_OF_PINNED,
