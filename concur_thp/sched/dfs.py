@@ -4,11 +4,14 @@ The path is a stack of decisions, one for each moment at which more than one CPU
 the default: whoever moves goes on, else the lowest number. Afterwards the last decision that has an untried answer gets it, and
 what lies behind is forgotten. Taking the processor from a CPU that could go on is a preemption; a CPU that has stopped
 by itself may be followed by anyone for nothing. (Musuvathi, Qadeer: iterative context bounding, PLDI 2007)
+
+An interrupt is served by itself, and behind it anyone may go on for nothing: else a CPU would make its next step before whoever
+waited for the flush goes on, and what a stale value does afterwards would never be seen.
 """
 
 from concur_thp.arch.cpu import cpus
 from concur_thp.arch.linker import inline, kernel, quiet
-from concur_thp.sched.control import NOBODY, can_run, finish
+from concur_thp.sched.control import NOBODY, can_run, finish, interrupted
 from concur_thp.sched.state import MAX_STRETCHES, Reason, Status, Stretch, Verdict, sched, sched_cpus, sched_plan
 
 ALONE_GRANT = 16
@@ -55,6 +58,12 @@ def cost(node: Stretch, to: int):
     return 1 if node.op != 0 and node.op != to + 1 else 0
 
 
+@inline
+def only_served(cpu: int, reason: int):
+    """Has this CPU served an interrupt, and stands where it stood?"""
+    return reason == Reason.PREEMPT and sched_cpus[cpu].steps == sched_cpus[cpu].began
+
+
 @kernel
 @quiet
 def dfs_pick(cpu: int, reason: int):
@@ -63,11 +72,20 @@ def dfs_pick(cpu: int, reason: int):
     Context: as pick().
     Emulator: strategy dfs.
     """
+    to = answer(cpu, reason)
+    if to != NOBODY and to != cpu and interrupted(to):
+        sched.grant = 0
+    return to
+
+
+@inline
+def answer(cpu: int, reason: int):
+    """Who goes on; a decision is entered behind the end of the path."""
     bits = able()
     if bits == 0:
         return NOBODY
     stays = 0
-    if reason == Reason.PREEMPT and bits & (1 << cpu) != 0:
+    if reason == Reason.PREEMPT and bits & (1 << cpu) != 0 and not only_served(cpu, reason):
         stays = cpu + 1
     sched.grant = 1
     if bits & (bits - 1) == 0:

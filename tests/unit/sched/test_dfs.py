@@ -51,6 +51,15 @@ def test_a_bound_of_preemptions_is_kept(a, b):
         assert small.explore("dfs", 2).schedules == 2 + a + b + two - (comb(a, 2) + comb(b, 2))
 
 
+@pytest.mark.parametrize("preemptions", [1, WITHOUT_BOUND])
+def test_whoever_flushes_goes_on_before_the_next_step_of_the_cpu_that_answered(preemptions):
+    """CPU 1 has read a word and writes it back stale, behind all of CPU 0: it used to step on as it served the interrupt."""
+    with small_machine(2) as small:
+        small.load([Do(Op.STORE, 0, 1), Do(Op.FLUSH), Do(Op.STORE, 1, 5)], [Do(Op.LOAD, 0), Do(Op.PUT, 1)])
+        found = small.explore("dfs", preemptions)
+        assert found.proved and {words[:2] for _, words in found.ends} == {(1, 0), (1, 1), (1, 5)}
+
+
 def test_who_waits_is_followed_by_others_for_nothing():
     """A lock that is taken costs no preemption; the bound is about CPUs that could have gone on."""
     with small_machine(2) as small:
