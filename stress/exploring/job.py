@@ -85,7 +85,16 @@ class Known(NamedTuple):
 
     def united(self, other: "Known") -> "Known":
         """Both cells' numbers."""
-        return Known(np.union1d(self.schedules, other.schedules), np.union1d(self.states, other.states))
+        return Known(merged(self.schedules, other.schedules), merged(self.states, other.states))
+
+
+def merged(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Two sorted arrays as one, without what is in both. (np.union1d() sorts anew, or hashes: half a second for a million.)"""
+    both = np.concatenate((one, other))
+    both.sort(kind="stable")  # Merges runs that are in order.
+    first = np.ones(len(both), bool)
+    np.not_equal(both[1:], both[:-1], out=first[1:])
+    return both[first]
 
 
 @dataclass

@@ -164,6 +164,8 @@ def test_more_than_cells_remember_is_said():
     assert (total.distinct, total.states) == (6, 2)
     total.settle()
     assert (total.schedules, total.distinct, total.states, total.full) == (20, 4, 1, True)
+    nothing = Known(np.array([], np.int64), np.array([], np.int64))
+    assert [len(numbers) for numbers in nothing.united(nothing)] == [0, 0]
 
 
 def test_code_that_kills_its_process_is_a_finding_with_a_schedule():
