@@ -72,6 +72,8 @@ class Cut(NamedTuple):
     edits: tuple[Edit, ...]
     site: int
     """The statement, as checked and traced builds number it."""
+    body: tuple[int, ...] = ()
+    """Of an `if`: the statements that run when it is true."""
 
     @property
     def name(self) -> str:
@@ -196,7 +198,16 @@ def _cuts_of(source: Source) -> Iterator[Cut]:
         line = source.first_line + statement.lineno - 1
         for kind, edit, how in _cuts_at(source, number, statement):
             edits = (edit, *(Elsewhere(*row) for row in ELSEWHERE.get((source.name, _lock_of(statement)), ())))
-            yield Cut(f"{source.name}:{line}{how}", kind, source.name, line, what + how, edits, site_id(source, statement))
+            yield Cut(f"{source.name}:{line}{how}", kind, source.name, line, what + how, edits, site_id(source, statement),
+                      tuple(_body_of(source, statement)) if kind == "look" else ())
+
+
+def _body_of(source: Source, statement: ast.stmt) -> Iterator[int]:
+    assert isinstance(statement, ast.If)
+    for inner in statement.body:
+        for node in ast.walk(inner):
+            if isinstance(node, ast.stmt):
+                yield site_id(source, node)
 
 
 def _lock_of(statement: ast.stmt) -> str:

@@ -35,6 +35,8 @@ HARMLESS: dict[tuple[str, str], str] = {
         "only vmas of files come here, where nothing makes a pmd huge: a table stays one under mmap_sem",
     ("gup_huge_pmd", "if pmdp.val.load() != orig"): IRQS_OFF,
     ("gup_pte_range", "if ptep.val.load() != pte"): IRQS_OFF,
+    ("tlb_flush_mmu_tlbonly", "flush_tlb_mm(cpu, tlb.mm)"):
+        "only of an mm that everybody has left, and without identifiers of address spaces whoever leaves forgets all of it",
     ("tlb_finish_mmu", "if mm.tlb_flush_pending.load() > 1 (always)"): "flushes more than it has to",
     ("zap_pte_range", "tlb_flush_mmu_tlbonly(cpu)"):
         "for write back, which cleans a page under the ptl: files have no disk here, and a page that was dirty stays so",

@@ -7,7 +7,7 @@ caught only if the real code is clean under the same seeds.
 import functools
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from concur_thp.output import compile_progress, console, result_console, write_j
 from concur_thp.rules.table import RULES
 from concur_thp.rules.variant import Variant
 from stress.breaking.coverage import Visit, coverage
-from stress.breaking.cuts import Cut, all_cuts
+from stress.breaking.cuts import ALWAYS, Cut, all_cuts
 from stress.breaking.harmless import harmless
 from stress.breaking.hunt import undisturbed
 from stress.exploring.explorer import Explorer, link_for
@@ -72,11 +72,25 @@ TELLING = {"flush": {"I15", "I16", "K11", "K19", "X8", "X9", "X11"}}
 """Kind of cut -> what scenarios speak of that can tell: these come first."""
 
 
-def ranked(cut: Cut, visits: Sequence[Visit]) -> list[Visit]:
-    """The scenarios for a cut, best first: those that provoke what the rules have to say of its function, then those that can
-    tell, then those in which several CPUs come by most often."""
-    telling, named = TELLING.get(cut.kind, set()), provoking(cut.function)
-    return sorted(visits, key=lambda visit: (visit.scenario not in named, not telling & set(SCENARIOS[visit.scenario].rules)))
+Reached = Mapping[int, Sequence[Visit]]
+"""Number of a statement -> the scenarios that come by it, see coverage()."""
+
+
+def ranked(cut: Cut, reached: Reached) -> list[Visit]:
+    """The scenarios for a cut, best first: those in which it does something else than the real code; then those that provoke
+    what the rules have to say of its function, that can tell, and in which several CPUs come by most often."""
+    telling, named, other = TELLING.get(cut.kind, set()), provoking(cut.function), elsewhere(cut, reached)
+    return sorted(reached.get(cut.site, ()), key=lambda visit: (
+        visit.scenario not in other, visit.scenario not in named, not telling & set(SCENARIOS[visit.scenario].rules)))
+
+
+def elsewhere(cut: Cut, reached: Reached) -> set[str]:
+    """Scenarios that were seen to go the way at an `if` that the cut blocks: into its body, or, where it is always gone into,
+    past it. Empty when no statement of the body is one that is noted."""
+    into = {visit.scenario: visit.runs for site in cut.body for visit in reached.get(site, ())}
+    if not into or not cut.id.endswith(ALWAYS):
+        return set(into)
+    return {visit.scenario for visit in reached.get(cut.site, ()) if visit.runs > into.get(visit.scenario, 0)}
 
 
 @functools.cache
@@ -94,10 +108,11 @@ class Hunter:
         self.seconds, self.seed = seconds, seed
         self._clean: dict[Job, int] = {}
 
-    def hunt(self, cut: Cut, visits: Sequence[Visit]) -> Result:
+    def hunt(self, cut: Cut, reached: Reached) -> Result:
         """Look for a failure without it."""
         if why := harmless(cut):
             return Result(cut, "harmless", why=why)
+        visits = ranked(cut, reached)
         if not visits:
             return Result(cut, "not reached", why="no scenario comes by this statement")
         try:
@@ -105,7 +120,6 @@ class Hunter:
             link_for(Job(visits[0].scenario), variant)
         except Exception as error:
             return Result(cut, "does not compile", why=str(error))
-        visits = ranked(cut, visits)
         began = time.monotonic()
         result = Result(cut, "not caught", ", ".join(visit.scenario for visit in visits[:SCENARIOS_OF_A_CUT]))
         for job, schedules in attempts(visits, self.seed):
@@ -179,7 +193,7 @@ def run_locks(options: LocksOptions) -> int:
         reached = coverage(tick=progress_line.say)
         for number, cut in enumerate(cuts, 1):
             progress_line.say(f"{number} of {len(cuts)}: {cut.id} without {cut.what}")
-            one = hunter.hunt(cut, reached.get(cut.site, ()))
+            one = hunter.hunt(cut, reached)
             results.append(one)
             result.print(line(one), highlight=False, markup=False)
     rows = [one.json for one in results]

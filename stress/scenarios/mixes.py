@@ -38,6 +38,8 @@ TWO_HUGE = "new 0; enter 0; map 0 2h rw; fill 0 2h 100; drain; note 0 0; note 1 
 TWO_SMALL = "new 0; enter 0; map 0 2h rw; advise 0 2h nohuge; fill 0 2h 100; drain; note 0 3; note 1 5\n"
 MANY = "new 0; enter 0; map 8h 66h rw; advise 8h 66h nohuge; full: fill 8h 66h 1000; drain\n"
 """More pages than a gather holds, and more tables."""
+FAR = "new 0; enter 0; map 0 1200h rw; near: store 0 1; far: store 1100h 2; drain\n"
+"""Three PMD tables long, with nothing in the second."""
 SWAPPED = SMALL + "out: swap_out 3; too: swap_out 5; in: load 5; drain; note 1 5\n"
 """Page 3 is on the device, page 5 has just come from there and is in the swap cache still."""
 PRIVATE_FILE = "new 0; enter 0; file 0 2h; map_file 0 2h rw private 0; warm: load 3; other: load 5; drain; note 0 3\n"
@@ -47,6 +49,9 @@ UNMAPS = (
     mix("mix_unmap_many", "an unmapping that fills its gather while a thread goes on reading", ("X27", "I15", "R16"), MANY,
         "enter 0; unmap 8h 66h", "enter 0; load 8h; load 9h; load 8h; load 9h+3; load 8h+1; load 9h",
         check="enter 0; gone: load 8h; pages: rss 0", gone=(-14, 0), pages=(0, 0)),
+    mix("mix_unmap_far", "a mapping with nothing in most of its tables goes while a thread uses its end", ("X27", "I15"), FAR,
+        "enter 0; advise 0 1200h dontneed; unmap 0 1200h", "enter 0; load 1100h; store 1100h 3; load 0",
+        check="enter 0; gone: load 1100h; first: load 0; pages: rss 0", gone=(-14, 0), first=(-14, 0), pages=(0, 0)),
     mix("mix_two_unmaps", "two threads map and unmap beside each other", ("X17", "R25"), HUGE,
         "enter 0; map 8h 1h rw; store 8h 1; unmap 8h 1h; unmap 0 4",
         "enter 0; map 9h 1h rw; store 9h 2; unmap 9h 1h; unmap 4 4",
