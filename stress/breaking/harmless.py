@@ -43,9 +43,6 @@ HARMLESS: dict[tuple[str, str], str] = {
     ("zap_pte_range", "tlb_flush_mmu(cpu)"): "gives back a little earlier what tlb_finish_mmu() would",
     ("move_ptes", "flush_tlb_batched_pending(cpu, mms[vma.vm_mm])"):
         "the old place is unmapped before mmap_sem is free, and zap_pte_range() flushes on behalf of reclaim (K19f)",
-    ("move_ptes", "spin_lock_nested(cpu, new_ptl)"):
-        "only rmap walks can be there; one that finds an entry at its new place too early frees nothing before it has had the"
-        " old ptl, too (migration), or has flushed the whole mm (reclaim), and that ptl is held up to the old place's flush",
     ("move_ptes", "if not pte_none(old_pte.val.load()) (always)"): "moves nothing to where nothing is",
     ("move_huge_pmd", "if new_pmd.val.load() != 0"):
         "the new place was unmapped, tables and all, under the same hold of mmap_sem for writing",

@@ -188,6 +188,15 @@ MREMAP_VS_MIGRATE_AND_LOAD_SMALL = Scenario(
     ("enter 0; move 0 1h 1g", "moved: migrate_frame 0 whole",
      READER), "enter 0; old: count 1g 1h 100",
     (Outcome("read, until it was gone", moved={0, EBUSY}, old=("1h", 0), **READS),))
+MREMAP_VS_MIGRATE_AND_STORE_SMALL = Scenario(
+    "mremap_vs_migrate_and_store_small", "a small page is stored into while it moves, and its frame is migrated", (22, 21),
+    ("R13", "X9", "X12"), SMALL,
+    ("enter 0; move 0 1h 1g", "moved: migrate_frame 0 whole", "enter 0; first: store 3 7; stored: store 3 8"),
+    "enter 0; third: load 1g+3; other: load 1g+5",
+    (Outcome("both stores are there", first=0, stored=0, third=(0, 8)),
+     Outcome("moved between the stores", first=0, stored=EFAULT, third=(0, 7), must=False),
+     Outcome("moved before both", first=EFAULT, stored=EFAULT, third=(0, 103))),
+    always=dict(moved={0, EBUSY}, other=(0, 105)))
 SPLIT_VS_QUEUEING = Scenario(
     "split_vs_queueing", "a queued huge page is split while another is queued", (16, 12), ("X19", "R38", "R41"),
     "new 0; enter 0; map 0 2h rw; fill 0 2h 100; drain; advise 4e 4e dontneed; note 0 0\n",
@@ -237,7 +246,8 @@ SCENARIOS = (
     COW_VS_REUSE_AND_HINT_SMALL, DONTNEED_VS_HINT, FAULT_WITHOUT_HUGE_PAGES, COW_WITHOUT_HUGE_PAGES,
     COW_WITHOUT_PAGES, COW_VS_DONTNEED_WITHOUT_HUGE_PAGES, ZERO_WITHOUT_HUGE_PAGES, FAULT_SMALL_VS_FAULT, FAULT_VS_FAULT_SMALL,
     COLLAPSE_VS_REMAP,
-    ZERO_VS_ZERO, MREMAP_HUGE_VS_SPLIT, MREMAP_BACK_VS_SPLIT, DONTNEED_VS_DONTNEED_WHOLE, MIGRATE_VS_PARTIAL_DONTNEED,
+    ZERO_VS_ZERO, MREMAP_VS_MIGRATE_AND_STORE_SMALL,
+    MREMAP_HUGE_VS_SPLIT, MREMAP_BACK_VS_SPLIT, DONTNEED_VS_DONTNEED_WHOLE, MIGRATE_VS_PARTIAL_DONTNEED,
     PIN_VS_DONTNEED, PIN_FAST_VS_REUSE, PIN_FAST_VS_COW, COLLAPSE_VS_PIN_RUN, MREMAP_VS_MIGRATE_AND_LOAD,
     MREMAP_VS_MIGRATE_AND_LOAD_SMALL, SPLIT_VS_QUEUEING,
     COMPACT_VS_FREE,
