@@ -259,7 +259,8 @@ def split_for_migration(cpu: Cpu, page: Page, pages: PageList):
     lock_page(cpu, page)
     result = split_huge_page_to_list(cpu, page, pages)
     unlock_page(cpu, page)
-    count_vm_event(cpu, Stat.thp_migration_split)
+    if result == 0:
+        count_vm_event(cpu, Stat.thp_migration_split)
     return result == 0
 
 

@@ -38,7 +38,8 @@ def add_page_for_migration(cpu: Cpu, mm: Mm, addr: int, follflags: int, pages: P
     """Isolate the page at an address.
 
     Context: takes mmap_sem read.
-    Return: 0; -EFAULT: nothing is mapped there; -ENOENT: a migration entry; -EBUSY: on no LRU list, or a split failed.
+    Return: 0; -EFAULT: no vma, or nothing of an anonymous one; -ENOENT: a migration entry, or nothing of a file's;
+    -EBUSY: on no LRU list, or a split failed.
     Linux: mm/migrate.c add_page_for_migration
     Differs: one node, so no page is where it should be already; pages that others map too are moved for all.
     """

@@ -1,7 +1,8 @@
 """Counting mappings as they come and go. (Linux: mm/rmap.c, mm/mlock.c)
 
-What the counts mean is told in mapcount.py. Adding is done before the entry is visible, removing after it was taken
-down; the caller's reference of the page spans both, so the references are never fewer than the mappings (I3).
+What the counts mean is told in mapcount.py. Adding is done before the entry is visible (but for remove_migration_pte(), whose
+page is locked), removing after it was taken down; the caller's reference of the page spans both, so the references are never
+fewer than the mappings (I3).
 """
 
 from concur_thp.arch.bug import bug_on

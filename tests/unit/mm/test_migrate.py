@@ -242,6 +242,7 @@ def test_no_target_and_no_split(new_task: Any) -> None:
     get_page(region.cpu, head)
     assert region.move(how=NEW_SMALL_PAGE) < 0
     assert PageHead(head) and PG_lru in flags_of(head)
+    assert vmstat()["thp_migration_split"] == 0, "it was not split"
     put_page(region.cpu, head)
     region.check()
 
