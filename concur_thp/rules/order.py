@@ -160,7 +160,8 @@ RULES = (
     Rule(
         "X9", "mremap flushes the old place before it drops the page table locks.", "implied: at no time two places",
         "3.25.3 and 4",
-        (At("move_pmd_locked", "if pmd_present(pmd)"), At("move_ptes", "if force_flush")), ("I15", "I16", "Q15"),
+        (At("move_pmd_locked", "if pmd_present(pmd)"), At("move_ptes", "if force_flush"),
+         At("move_ptes", "new_ptl = ...")), ("I15", "I16", "Q15"),
         (
             Variant("X9a", "a moved huge pmd is flushed after the locks are dropped",
                     (Delete("move_pmd_locked", "if pmd_present(pmd)"),
@@ -172,6 +173,9 @@ RULES = (
             Variant("X9c", "moved ptes are not flushed", (Delete("move_ptes", "if force_flush"),),
                     "mremap_vs_migrate_and_load_small",
                     ("Q15", "Q19", "I15", "outcome")),
+            Variant("X9d", "ptes are moved without the lock of their new table: a migration finds and copies them there, before"
+                           " the old place is flushed", (Replace("move_ptes", "new_ptl = ...", "new_ptl = old_ptl"),),
+                    "mremap_vs_migrate_and_store_small", ("outcome",), ("3 cpus",)),
         ),
     ),
     Rule(

@@ -19,7 +19,7 @@ def test_each_variant_has_its_scenario_and_each_scenario_a_variant():
     used = {variant.scenario for _, variant in VARIANTS.values()}
     assert used <= SCENARIOS.keys()
     others = {"cow_vs_reuse_and_hint_small", "lazyfree_vs_reclaim_huge", "mremap_vs_load_small", "swap_out_vs_load_small",
-              "split_page_of_pmd", "mremap_vs_migrate_and_store_small"}
+              "split_page_of_pmd"}
     assert PROVOKING.keys() <= used | others, "a scenario that no variant names provokes nothing"
     assert not PROVOKING.keys() & RACES.keys()
 
