@@ -78,6 +78,7 @@ def zap_huge_pmd(cpu: Cpu, vma: Vma, pmd: Entry, addr: int):
     if is_huge_zero_pmd(old):
         zap_deposited_table(cpu, mm, pmd)
         spin_unlock(cpu, ptl)
+        tlb_remove_page(cpu, mem_map[entry_pfn(old)])  # Of which release_pages() knows that no mapping has a reference.
         return 1
     page = mem_map[entry_pfn(old)]
     mapped = pmd_present(old)

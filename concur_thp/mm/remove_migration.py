@@ -66,8 +66,9 @@ def remove_migration_range(cpu: Cpu, old: Page, new: Page, nr: int, locked: int)
     # anon_vma: the vmas with the entries are there, or the caller has a reference of it.
     if not locked and anon_vma:
         anon_vma_lock_read(cpu, anon_vma)
-    if not locked and not anon_vma and not rmap_walk_lock(cpu, new):
-        return 0
+    if not locked and not anon_vma:
+        if not rmap_walk_lock(cpu, new):
+            return 0
     rmap_walk_begin_range(cpu, new, old, nr, PVMW_SYNC | PVMW_MIGRATION)
     while rmap_walk_next(cpu):
         vma = pvmw_vma(cpu)

@@ -14,7 +14,7 @@ from concur_thp.mm.memory_failure import memory_failure, unpoison_memory
 from concur_thp.mm.migrate import NEW_PAGE, NEW_SMALL_PAGE
 from concur_thp.mm.mm_types import Mm, Page, Slot, mem_map
 from concur_thp.mm.move_pages import migrate_pfn, move_page, move_small_page
-from concur_thp.mm.page_flags import PageAnon, PageHead, PG_lru, compound_head, page_to_pfn, tail_page
+from concur_thp.mm.page_flags import PageAnon, PageHead, PG_active, PG_lru, compound_head, page_to_pfn, tail_page
 from concur_thp.mm.page_lock import lock_page, trylock_page, unlock_page
 from concur_thp.mm.page_ref import get_page_unless_zero, page_ref_count
 from concur_thp.mm.pgtable import (
@@ -294,6 +294,20 @@ def frame_counts(cpu: Cpu, number: int):
     return page_ref_count(head)
 
 
-__all__ = ["frame_counts", "get_frame", "get_mapped", "isolate_by_pfn", "migrate_address", "migrate_noted", "note_frame",
-           "noted_frames", "noted_page", "page_at", "poison_noted", "split_address", "split_frame", "split_noted",
+@kernel
+def frame_active(number: int):
+    """Is the page that a noted frame belongs to on the active list?
+
+    Context: at rest, and drained, to mean anything.
+    Return: 1 or 0; -EFAULT when none is noted.
+    Emulator: a step.
+    """
+    page = noted_page(number)
+    if not page:
+        return -EFAULT
+    return compound_head(page).flags.read() & (1 << PG_lru | 1 << PG_active) == 1 << PG_lru | 1 << PG_active
+
+
+__all__ = ["frame_active", "frame_counts", "get_frame", "get_mapped", "isolate_by_pfn", "migrate_address", "migrate_noted",
+           "note_frame", "noted_frames", "noted_page", "page_at", "poison_noted", "split_address", "split_frame", "split_noted",
            "split_pmd_at", "unpoison_all"]

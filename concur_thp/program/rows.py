@@ -24,6 +24,7 @@ from concur_thp.mm.huge_zero import shrink_huge_zero_page
 from concur_thp.mm.lru import LRU_INACTIVE_ANON
 from concur_thp.mm.mm_types import pgdat
 from concur_thp.mm.pagewalk import clear_refs
+from concur_thp.mm.swap_map import swap_info
 from concur_thp.mm.syscall import sys_brk, sys_madvise, sys_mlock, sys_mmap, sys_mprotect, sys_mremap, sys_munlock, sys_munmap
 from concur_thp.program.access import (
     look_at,
@@ -37,6 +38,7 @@ from concur_thp.program.access import (
 )
 from concur_thp.program.hinting import change_prot_numa
 from concur_thp.program.physical import (
+    frame_active,
     frame_counts,
     get_frame,
     migrate_address,
@@ -171,7 +173,7 @@ def run_step(cpu: Cpu, row: StepSlot):
 
     Context: user mode.
     Return: its status; the value, if it has one, in cpu.scratch[0].
-    Emulator: the first of three groups: what a program does by itself.
+    Emulator: the first of five groups: what a program does by itself.
     """
     op = row.op
     a0 = row.arg[0]
@@ -284,11 +286,11 @@ def run_physical(cpu: Cpu, row: StepSlot, op: int, a0: int):
 
 @kernel
 def run_pressure(cpu: Cpu, row: StepSlot, op: int, a0: int):
-    """What the kernel does by itself, and looks.
+    """What the kernel does by itself.
 
     Context: user mode.
     Return: its status.
-    Emulator: the last group.
+    Emulator: the fourth group.
     """
     if op == StepOp.compact:
         return compact_all(cpu)
@@ -309,6 +311,17 @@ def run_pressure(cpu: Cpu, row: StepSlot, op: int, a0: int):
     if op == StepOp.drain:
         drain_cpu(cpu)
         return 0
+    return run_look(cpu, row, op, a0)
+
+
+@kernel
+def run_look(cpu: Cpu, row: StepSlot, op: int, a0: int):
+    """What a program can find out about the machine, and changes nothing.
+
+    Context: user mode; at rest, to mean anything.
+    Return: its status.
+    Emulator: the last group.
+    """
     if op == StepOp.look:
         return look_at(cpu, a0, row.arg[1])
     if op == StepOp.rss:
@@ -319,6 +332,10 @@ def run_pressure(cpu: Cpu, row: StepSlot, op: int, a0: int):
         return frame_counts(cpu, a0)
     if op == StepOp.same:
         return same_frame(cpu, a0, row.arg[1])
+    if op == StepOp.slots:
+        return swap_info.inuse_pages
+    if op == StepOp.active:
+        return frame_active(a0)
     return -EINVAL
 
 

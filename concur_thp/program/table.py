@@ -85,6 +85,8 @@ class StepOp(IntEnum):
     stack = 47
     brk = 48
     clear_refs = 49
+    slots = 50
+    active = 51
 
 
 PROTS = {"none": PROT_NONE, "ro": PROT_READ, "rw": PROT_READ | PROT_WRITE}
@@ -178,6 +180,8 @@ STEP_TABLE = (
     StepRow(StepOp.stack, ("page", "pages"), "mmap a stack there: it grows down to what is touched below it"),
     StepRow(StepOp.brk, ("pages",), "set the program break so many pages behind its start"),
     StepRow(StepOp.clear_refs, ("page", "pages"), "make the pages old, as one who knows nothing of huge pages", "pages mapped"),
+    StepRow(StepOp.slots, (), "how much of the swap device is in use (SwapTotal - SwapFree)", "slots"),
+    StepRow(StepOp.active, ("slot",), "is the noted frame's page on the active list? (/proc/kpageflags)", "1 or 0"),
 )
 
 assert [row.op for row in STEP_TABLE] == list(StepOp)

@@ -89,19 +89,8 @@ HARMLESS: dict[tuple[str, str], str] = {
     ("activate_page",
      "if head.flags.read() & (1 << PG_lru | 1 << PG_active | 1 << PG_unevictable) == 1 << PG_lru (always)"):
         "activate_fn() asks again under lru_lock",
-    ("activate_page",
-     "if head.flags.read() & (1 << PG_lru | 1 << PG_active | 1 << PG_unevictable) == 1 << PG_lru (never)"):
-        "which list a page is on says only who is reclaimed first",
-    ("activate_locked", "if PageSwapCache(page) and (vm_swap_full() or mlocked) (always)"):
-        "try_to_free_swap() asks what must hold; the page is written once more when it goes out again",
     ("activate_locked", "if PageSwapCache(page) and (vm_swap_full() or mlocked) (never)"): SLOT_STAYS,
     ("free_swap_cache", "if PageSwapCache(page) (always)"): "saves the page lock: try_to_free_swap() asks with it held",
-    ("free_swap_cache", "if PageSwapCache(page) (never)"): SLOT_STAYS,
-    ("free_swap_and_cache", "if not page_mapped(page) or vm_swap_full() (always)"):
-        "try_to_free_swap() asks what must hold; the page is written once more when it goes out again",
-    ("free_swap_and_cache", "if not page_mapped(page) or vm_swap_full() (never)"): SLOT_STAYS,
-    ("shrink_slab", "if pgdat.huge_zero_refcount.read() == 1 (never)"):
-        "an unused huge zero page stays: who finds no memory then says so, or takes small pages",
     ("set_tlb_ubc_flush_pending", "try_to_unmap_flush(cpu)"): "needs pages of 15 mms in one batch; programs have 8",
 }
 """(function, statement) -> why its loss cannot be noticed. Only what was thought through stands here."""

@@ -7,6 +7,7 @@ from stress.scenarios import (
     collapses,
     copies,
     daemons,
+    exact,
     faults,
     mixes,
     moves,
@@ -30,7 +31,9 @@ PROVOKING = _by_name(sequences, stale, copies, reclaims)
 """More, made to provoke what broken variants of the rules do wrong; some of them on one CPU."""
 MIXES = _by_name(mixes, daemons)
 """For `break --locks`: several CPUs meet in each lock, flush and second look."""
-SCENARIOS = RACES | PROVOKING | MIXES
+EXACT = _by_name(exact)
+"""For `break --locks` as well: one CPU, and what it must end with."""
+SCENARIOS = RACES | PROVOKING | MIXES | EXACT
 
 PAIRS = {
     1: "fault and fault on one empty pmd",
@@ -90,4 +93,4 @@ def find(names: tuple[str, ...]) -> list[Scenario]:
     return [scenario for name, scenario in SCENARIOS.items() if name in wanted]
 
 
-__all__ = ["MIXES", "PAIRS", "PROVOKING", "RACES", "SCENARIOS", "find", "scenario_named"]
+__all__ = ["EXACT", "MIXES", "PAIRS", "PROVOKING", "RACES", "SCENARIOS", "find", "scenario_named"]

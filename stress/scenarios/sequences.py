@@ -11,10 +11,10 @@ DONE = int(Scan.SCAN_SUCCEED)
 
 
 def sequence(name: str, meaning: str, rules: tuple[str, ...], setup: str, program: str, check: str,
-             **expected: Allowed) -> Scenario:
+             swap: bool = False, **expected: Allowed) -> Scenario:
     """A scenario of one CPU that can end in one way only. What it begins with is a part of it, and as broken as the rest."""
     return Scenario(name, meaning, (), rules, "", (f"{setup}; leave; {program}",), check,
-                    (Outcome("as it must be", **expected),))  # type: ignore[arg-type]
+                    (Outcome("as it must be", **expected),), swap=swap)  # type: ignore[arg-type]
 
 
 PARTIAL_DONTNEED = sequence(

@@ -3,6 +3,7 @@
 from concur_thp.mm import errno
 
 EBUSY, EAGAIN, EFAULT, EHWPOISON, ESRCH = -errno.EBUSY, -errno.EAGAIN, -errno.EFAULT, -errno.EHWPOISON, -errno.ESRCH
+ENOMEM = -errno.ENOMEM
 
 MAPPED = "new 0; enter 0; map 0 1h rw\n"
 """One block of a process's memory, nothing in it."""

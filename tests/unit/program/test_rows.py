@@ -199,6 +199,14 @@ def test_stack_break_and_old_pages(run):
     assert got["old"][0] == HPAGE_PMD_NR and got["kind"][0] == LOOK_PTE and got["all"] == (HPAGE_PMD_NR, 0)
 
 
+def test_slots_of_the_device_and_lists_of_frames_can_be_seen(run):
+    got = run(SMALL + "drain; none: active 0; note 0 3; young: active 0; before: slots; out: swap_out 3; used: slots\n"
+              "back: load 3; drain; note 0 3; old: active 0; note 1 5; other: active 1; kept: slots\n"
+              "advise 3 1 dontneed; after: slots")
+    assert [got[name][0] for name in ("before", "out", "used", "kept", "after")] == [0, 1, 1, 1, 0]
+    assert got["none"][0] == EFAULT and [got[name][0] for name in ("young", "old", "other")] == [1, 0, 1]
+
+
 def test_steps_that_need_an_mm_say_so_without_one(run):
     seen = run("a: load 0\nb: store 0 1\nc: map 0 1 rw\nd: pin 0 0 fast\ne: split_pmd 0\nf: split_page 0\ng: migrate 0 whole\n"
                "h: swap_out 0\ni: note 0 0\nj: rss 0\nk: look 0 0\nl: fork 0\nm: same 0 0\nn: leave")
