@@ -58,6 +58,12 @@ HARMLESS: dict[tuple[str, str], str] = {
         "who maps the page has a reference, and those are counted before anything moves",
     ("pageout", "if page_ref_count(page) != cache_references(page) or not PageSwapCache(page)"):
         "saves a transfer: __remove_mapping() freezes the references, or keeps the page",
+    ("swap_in_failed", "spin_lock(cpu, ptl)"):
+        "reads one word, whole, of a table that mmap_sem keeps, as if just before the holder had the lock; and who gave the slot"
+        " up had changed the entry before, on the other side of si.lock",
+    ("walk_pte_range", "spin_lock(cpu, ptl)"):
+        "one atomic AND takes Accessed from a word of a table that mmap_sem keeps; entries that are not present have no such"
+        " bit, and of one that became another's meanwhile no more is lost than that it was used",
     ("shrink_slab", "if pgdat.huge_zero_refcount.read() == 1 (always)"): "shrink_huge_zero_page() asks by compare and swap",
     ("unpoison_memory", "if page_mapped(page) or PageSwapCache(page) or page_ref_count(page) > 1"):
         "scenarios unpoison when every program has ended",
