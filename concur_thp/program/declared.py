@@ -127,6 +127,8 @@ class Programs:
         if len(self.every) == self.cpus:
             raise Misuse(f"{len(self.every) + 1} programs on {self.cpus} CPUs: each has a CPU of its own, so boot "
                          f"Machine(cpus={self.cpus + 1})")
+        if not self.every and self.spaces == 0:
+            init_spaces()  # Without an mm, too: what clears a run away looks into each.
         space = self.spaces - 1 if mm is None else int(mm)
         self.every.append(Declared(name or getattr(body, "__name__", "program"), body, space))
         return body

@@ -16,13 +16,17 @@ from concur_thp.sync.lock_classes import FIRST_USER_CLASS, LOCK_CLASSES, PAGE_LO
 
 SEGMENT = system.array.base
 CLASS_MASK = 0xFF
+NO_CLASS = 0
+"""The class of memory that is no lock: one never made, or gone, as the ptl of a frame that is no page table."""
+NEVER = 1 << 30
+"""More than irqs are ever disabled."""
 
 
 class DepClass(Struct, size=64):
     """What lockdep knows of one class."""
 
     rank = field(I32, "const", "its rank, 0 when only the graph orders it")
-    irq = field(I32, "const", "1 when irqs are off while it is held")
+    irq = field(I32, "const", "1 when irqs are off while it is held; NEVER for NO_CLASS")
     before = atomic(I64, "classes that were lawfully held when this one was taken")
 
 
@@ -41,6 +45,7 @@ def init_lockdep() -> None:
     for number, row in enumerate(LOCK_CLASSES):
         dep_classes[number].rank = row.rank
         dep_classes[number].irq = int(row.irq)
+    dep_classes[NO_CLASS].irq = NEVER
     user = sum(1 << n for n in range(FIRST_USER_CLASS, NR_LOCK_CLASSES))
     lockdep.spin_mask = SPIN_CLASSES | user
 
@@ -58,8 +63,19 @@ def lock_acquire(cpu: Cpu, lock: int, cls: int, trylock: int):
     cpu.beat = cpu.beat + 1
     if cpu.held_mask & ~dep_classes[cls].before.read() != 0:
         check_order(cpu, cls, trylock)
-    if dep_classes[cls].irq != 0 and cpu.irq_off == 0:
-        bug(cpu, "lockdep: an irq-safe lock is taken with irqs on (value: class)", cls, lock)
+    if dep_classes[cls].irq > cpu.irq_off:
+        lock_refused(cpu, lock, cls)
+
+
+@kernel
+def lock_refused(cpu: Cpu, lock: int, cls: int):
+    """An acquisition that is wrong whatever else is held.
+
+    Context: about to take it.
+    Linux: kernel/locking/spinlock_debug.c debug_spin_lock_before, its "bad magic"; kernel/locking/lockdep.c check_usage
+    """
+    bug_on(cpu, cls == NO_CLASS, "lockdep: this is no lock, or none yet", lock, cpu.irq_off)
+    bug(cpu, "lockdep: an irq-safe lock is taken with irqs on (value: class)", cls, lock)
 
 
 @inline

@@ -59,8 +59,11 @@ HARMLESS: dict[tuple[str, str], str] = {
     ("pageout", "if page_ref_count(page) != cache_references(page) or not PageSwapCache(page)"):
         "saves a transfer: __remove_mapping() freezes the references, or keeps the page",
     ("swap_in_failed", "spin_lock(cpu, ptl)"):
-        "reads one word, whole, of a table that mmap_sem keeps, as if just before the holder had the lock; and who gave the slot"
-        " up had changed the entry before, on the other side of si.lock",
+        "reads one word, whole, of a table that mmap_sem keeps, as if just before the holder had the lock; and who gave the"
+        " slot up had changed the entry before, on the other side of si.lock",
+    ("wp_page_shared", "lock_page(cpu, page)"):
+        "no entry leads here: where a shared vma may be written, its entries have RW from the start, for no file system wants"
+        " to be told and nothing tracks soft-dirty; and the entry is made dirty before, which whoever takes it down passes on",
     ("walk_pte_range", "spin_lock(cpu, ptl)"):
         "one atomic AND takes Accessed from a word of a table that mmap_sem keeps; entries that are not present have no such"
         " bit, and of one that became another's meanwhile no more is lost than that it was used",

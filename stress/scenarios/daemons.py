@@ -10,8 +10,8 @@ RECLAIMS = (
     mix("mix_reclaims_huge", "the same, of huge pages", ("K11", "R12"), TWO_HUGE,
         "enter 0; reclaim 32", "enter 0; swap_out 1h; reclaim 32", "enter 0; load 3; load 1h+3; store 5 105",
         check="enter 0; old: count 0 2h 100", old=("2h", 0), swap=True),
-    mix("mix_swap_of_clean", "a huge page that no entry knows to be dirty, for it was migrated, goes to the device: a parent has it"
-        " by ptes, and reads through its TLB, a child by its pmd", ("K11", "R12", "I15"),
+    mix("mix_swap_of_clean", "a huge page that no entry knows to be dirty, for it was migrated, goes to the device: a parent"
+        " has it by ptes, and reads through its TLB, a child by its pmd", ("K11", "R12", "I15"),
         HUGE + "moved: migrate_frame 0 whole; fork 1; split_pmd 0\n",
         "enter 1; swap_out 0", "enter 0; load 3; load 5; load 3; load 5; load 3", "enter 0; load 5; load 3; load 5",
         check="enter 0; old: count 0 1h 100; enter 1; copy: count 0 1h 100", old=("1h", 0), copy=("1h", 0), moved=0, swap=True),

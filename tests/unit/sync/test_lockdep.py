@@ -131,6 +131,20 @@ def irq_lock_with_irqs_on(cpu):
     spin_lock(cpu, spin(classes.LRU_LOCK))
 
 
+def no_lock(cpu):
+    """As the ptl of a frame that is no page table: nobody has made it a lock."""
+    spin_lock(cpu, spin(lockdep.NO_CLASS))
+
+
+def no_lock_with_irqs_off(cpu):
+    irqs_off(cpu)
+    spin_trylock(cpu, spin(lockdep.NO_CLASS))
+
+
+def no_rwsem(cpu):
+    down_read(cpu, sem(lockdep.NO_CLASS))
+
+
 def sleeping_under_a_spinlock(cpu):
     spin_lock(cpu, spin(classes.PTE_PTL))
     sleep_here(cpu)
@@ -189,6 +203,7 @@ CAUGHT = {
     against_rank: "lock order", rwsem_against_rank: "lock order", page_lock_against_rank: "lock order",
     two_of_a_class: "recursive locking", reading_twice: "recursive locking", nested_first: "lock order",
     circle: "circular order", irq_lock_with_irqs_on: "irq-safe lock is taken with irqs on",
+    no_lock: "this is no lock", no_lock_with_irqs_off: "this is no lock", no_rwsem: "this is no lock",
     sleeping_under_a_spinlock: "sleeping while atomic", rwsem_under_a_spinlock: "sleeping while atomic",
     sleeping_with_irqs_off: "sleeping while atomic", sleeping_with_preemption_off: "sleeping while atomic",
     releasing_what_is_not_held: "does not hold", releasing_the_other: "does not hold",
