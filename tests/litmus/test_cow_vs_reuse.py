@@ -13,6 +13,8 @@ lose the write bit again by a way through the swap device. The pte is then what 
                                         load: the store is lost
 """
 
+from collections.abc import Callable
+
 from concur_thp.arch.cpu import Cpu
 from concur_thp.arch.irq import cpu_park, cpu_resume
 from concur_thp.arch.points import Point
@@ -80,17 +82,32 @@ def shared_and_swapped_in(cpu: Cpu) -> tuple[int, int]:
     return mm, child
 
 
+def copy_beside(machine: Machine, mm: int, child: int, held_at: Point, other: Callable[[Cpu], bool]) -> None:
+    """A store is held in the middle of its copy while `other` runs; behind both, every word that was stored is there."""
+
+    def copier(cpu: Cpu) -> bool:
+        run_in(mm, cpu)
+        done = user_store(cpu, MINE, 7) == 0
+        leave(mm, cpu)
+        return done
+
+    assert run_held(machine, copier, held_at, other, lambda: False) == [0, 0]
+    cpu = machine.cpu(0)
+    run_in(mm, cpu)
+    assert (load(cpu, MINE), load(cpu, THEIRS), load(cpu, BOTHS)) == (7, 9, 5)
+    leave(mm, cpu)
+    assert not audit(machine.config).violations
+    cpu_resume(cpu)
+    mmput(cpu, mms[child])
+    mmput(cpu, mms[mm])
+    cpu_park(cpu)
+
+
 def test_a_store_is_not_lost_to_a_copy_that_was_made_before_it() -> None:
     with Machine(memory="4M", order=3, cpus=2, swap="1M") as machine:
         set_switch("enabled", "never")
         cpu = machine.cpu(0)
         mm, child = shared_and_swapped_in(cpu)
-
-        def copier(cpu: Cpu) -> bool:
-            run_in(mm, cpu)
-            done = user_store(cpu, MINE, 7) == 0
-            leave(mm, cpu)
-            return done
 
         def other(cpu: Cpu) -> bool:
             run_in(child, cpu)
@@ -102,15 +119,7 @@ def test_a_store_is_not_lost_to_a_copy_that_was_made_before_it() -> None:
             leave(mm, cpu)
             return done
 
-        assert run_held(machine, copier, Point.WP_PTE_COPIED, other, lambda: False) == [0, 0]
-        run_in(mm, cpu)
-        assert (load(cpu, MINE), load(cpu, THEIRS), load(cpu, BOTHS)) == (7, 9, 5)
-        leave(mm, cpu)
-        assert not audit(machine.config).violations
-        cpu_resume(cpu)
-        mmput(cpu, mms[child])
-        mmput(cpu, mms[mm])
-        cpu_park(cpu)
+        copy_beside(machine, mm, child, Point.WP_PTE_COPIED, other)
 
 
 def test_nor_to_one_whose_pmd_was_under_migration_when_a_hint_came() -> None:
@@ -132,12 +141,6 @@ def test_nor_to_one_whose_pmd_was_under_migration_when_a_hint_came() -> None:
         switch_to_mm(cpu, 0)
         cpu_park(cpu)
 
-        def copier(cpu: Cpu) -> bool:
-            run_in(mm, cpu)
-            done = user_store(cpu, MINE, 7) == 0
-            leave(mm, cpu)
-            return done
-
         def other(cpu: Cpu) -> bool:
             run_in(child, cpu)
             done = sys_madvise(cpu, ADDR, size, MADV_DONTNEED) == 0
@@ -155,12 +158,4 @@ def test_nor_to_one_whose_pmd_was_under_migration_when_a_hint_came() -> None:
             leave(mm, cpu)
             return done
 
-        assert run_held(machine, copier, Point.WP_HUGE_COPIED, other, lambda: False) == [0, 0]
-        run_in(mm, cpu)
-        assert (load(cpu, MINE), load(cpu, THEIRS), load(cpu, BOTHS)) == (7, 9, 5)
-        leave(mm, cpu)
-        assert not audit(machine.config).violations
-        cpu_resume(cpu)
-        mmput(cpu, mms[child])
-        mmput(cpu, mms[mm])
-        cpu_park(cpu)
+        copy_beside(machine, mm, child, Point.WP_HUGE_COPIED, other)
